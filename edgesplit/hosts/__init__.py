@@ -1,0 +1,1 @@
+"""The hosts, and the only place that knows SSH."""

@@ -1,0 +1,112 @@
+"""THE HOSTS: what the user has. An inventory file (YAML) -> Inventory.
+
+Must not know: any plan, nor how a host is reached; it only says where.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from edgesplit.document import load
+from edgesplit.values import Name, Port, Size, Value
+
+DATA_PORT = 7431  # unassigned at IANA (November 2026); any free port does
+
+
+class SshTarget(Value):
+    """Where sshd is. `host` may be an alias of ~/.ssh/config; what is left out comes from there, as for `ssh host`."""
+
+    host: str
+    user: str | None = None
+    port: Port | None = None
+    key: str | None = None
+    known_hosts: str | None = None
+
+
+class DataPlane(Value):
+    """Where the runners reach each other: `address` defaults to the ssh host (127.0.0.1 for a local host)."""
+
+    address: str | None = None
+    port: Port = DATA_PORT
+
+
+class HostSpec(Value):
+    """One machine. Every field has a default but the ssh target of an ssh host."""
+
+    connection: Literal["ssh", "local"] = "ssh"
+    ssh: SshTarget | None = None
+    trusted: bool = False
+    memory: Size | None = None  # cap on weights + KV cache + workspace; None: what is free
+    cores: Annotated[int, Field(ge=1)] | None = None  # cap on the runner's threads; None: what the host gives
+    data: DataPlane = DataPlane()
+    python: str = "python3"
+    work: str = "~/.edgesplit"
+    labels: dict[str, str] = {}
+
+    @field_validator("ssh", mode="before")
+    @classmethod
+    def _alias(cls, value: Any) -> Any:
+        return {"host": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _target(self) -> HostSpec:
+        if self.connection == "ssh" and self.ssh is None:
+            raise ValueError("an ssh host needs `ssh`: an alias of ~/.ssh/config, or host, user, port and key")
+        if self.connection == "local" and self.ssh is not None:
+            raise ValueError("a local host has no `ssh`")
+        return self
+
+    @property
+    def data_address(self) -> str:
+        if self.data.address is not None:
+            return self.data.address
+        return "127.0.0.1" if self.ssh is None else self.ssh.host
+
+
+class Inventory(Value):
+    """hosts: name -> HostSpec, in the file's order."""
+
+    hosts: Annotated[dict[Name, HostSpec], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        """`defaults:` are laid under every host, mapping by mapping."""
+        if not isinstance(data, dict) or not isinstance(data.get("defaults"), dict):
+            return data
+        hosts = data.get("hosts")
+        if not isinstance(hosts, dict):
+            return data
+        merged = {name: _over(data["defaults"], {} if host is None else host) for name, host in hosts.items()}
+        return {**{key: value for key, value in data.items() if key != "defaults"}, "hosts": merged}
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Inventory:
+        taken: dict[tuple[str, int], str] = {}
+        for name, host in self.hosts.items():
+            place = (host.data_address, host.data.port)
+            if place in taken:
+                raise ValueError(
+                    f"hosts {taken[place]} and {name} share the data-plane address {place[0]}:{place[1]}; "
+                    "give each its own data.port or data.address"
+                )
+            taken[place] = name
+        return self
+
+    @property
+    def trusted(self) -> frozenset[str]:
+        return frozenset(name for name, host in self.hosts.items() if host.trusted)
+
+
+def _over(base: Any, top: Any) -> Any:
+    if isinstance(base, dict) and isinstance(top, dict):
+        return {**base, **{key: _over(base.get(key), value) for key, value in top.items()}}
+    return base if top is None else top
+
+
+def load_inventory(path: Path) -> Inventory:
+    """Raises InputError listing every mistake with file, line and key."""
+    return load(path, Inventory)

@@ -1,0 +1,115 @@
+"""THE WISH: what the user wants. A plan file (YAML) -> ModelPlan.
+
+Must not know: the hosts (but by name), nor the model's insides (but by block name).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from edgesplit.document import load
+from edgesplit.values import Name, Port, Time, Value
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class ModelSource(Value):
+    """A folder (relative to the plan) or a hub id, with an optional revision."""
+
+    source: str
+    revision: str | None = None
+
+
+class Api(Value):
+    """Where the entry host serves the OpenAI-compatible API: on loopback unless told otherwise."""
+
+    address: str = "127.0.0.1"
+    port: Port = 8080
+
+
+class Workload(Value):
+    """The requests the split is made for (the paper's r with workload w)."""
+
+    prompt_tokens: Positive = 128
+    new_tokens: Positive = 128
+    max_context: Positive = 1024
+    concurrency: Positive = 1
+    rate: Annotated[float, Field(ge=0)] = 0.0  # requests per second; 0: no load constraint
+
+    @model_validator(mode="after")
+    def _fits(self) -> Workload:
+        if self.prompt_tokens + self.new_tokens > self.max_context:
+            raise ValueError(
+                f"prompt_tokens + new_tokens = {self.prompt_tokens + self.new_tokens} exceed max_context "
+                f"= {self.max_context}"
+            )
+        return self
+
+
+class Pin(Value):
+    """These blocks only on trusted hosts (`to: trusted`), or only on the named host."""
+
+    blocks: Annotated[tuple[str, ...], Field(min_length=1)]  # embedding, head, layers.3, layers.0-4
+    to: str = "trusted"
+
+
+class Objective(Value):
+    """Weights of the paper's Phi = alpha L + beta U + gamma P (eq. 3).
+
+    L: seconds per request; U: the busiest host's load (0..1); P: depth-weighted share of blocks on untrusted hosts.
+    """
+
+    latency: Weight = 1.0
+    utilization: Weight = 0.0
+    privacy: Weight = 0.0
+
+
+class ServiceLevel(Value):
+    """What a request may take; None: no limit."""
+
+    time_to_first_token: Time | None = None
+    time_per_token: Time | None = None
+
+
+class WatchPolicy(Value):
+    """When `edgesplit watch` thinks again."""
+
+    interval: Time = 2.0  # between two rounds of readings
+    host_timeout: Time = 6.0  # a host silent for so long is lost
+    slowdown: Annotated[float, Field(gt=1)] = 1.5  # measured over profiled compute time
+    memory: Fraction = 0.95  # used share of what a host allows
+    patience: Positive = 3  # consecutive readings over a threshold before it counts
+    cooldown: Time = 30.0  # after a move; the loss of a host does not wait
+    min_gain: Fraction = 0.1  # share of Phi a move must win
+
+
+class ModelPlan(Value):
+    """One model to be served. `name` names the deployment on the hosts."""
+
+    name: Name
+    inventory: str | None = None  # relative to the plan; -i overrides it
+    model: ModelSource
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    entry: Name
+    api: Api = Api()
+    workload: Workload = Workload()
+    prefill_chunk: Positive = 256  # tokens of a prompt that travel together
+    pins: tuple[Pin, ...] = ()
+    objective: Objective = Objective()
+    service: ServiceLevel = ServiceLevel()
+    watch: WatchPolicy = WatchPolicy()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+def load_plan(path: Path) -> ModelPlan:
+    """Raises InputError listing every mistake with file, line and key."""
+    return load(path, ModelPlan)
