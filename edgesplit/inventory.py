@@ -5,8 +5,9 @@ Must not know: any plan, nor how a host is reached; it only says where.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -42,9 +43,9 @@ class HostSpec(Value):
     memory: Size | None = None  # cap on weights + KV cache + workspace; None: what is free
     cores: Annotated[int, Field(ge=1)] | None = None  # cap on the runner's threads; None: what the host gives
     data: DataPlane = DataPlane()
-    python: str = "python3"
+    python: str | None = None  # None: python3 of an ssh host, this very interpreter for a local one
     work: str = "~/.edgesplit"
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("ssh", mode="before")
     @classmethod
@@ -60,6 +61,11 @@ class HostSpec(Value):
         return self
 
     @property
+    def interpreter(self) -> str:
+        """The Python that runs the runner; it has the runner's packages."""
+        return self.python or ("python3" if self.connection == "ssh" else sys.executable)
+
+    @property
     def data_address(self) -> str:
         if self.data.address is not None:
             return self.data.address
@@ -69,19 +75,21 @@ class HostSpec(Value):
 class Inventory(Value):
     """hosts: name -> HostSpec, in the file's order."""
 
+    DEFAULTS_OF: ClassVar[str] = "hosts"  # the loader reads it
+
     hosts: Annotated[dict[Name, HostSpec], Field(min_length=1)]
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, data: Any) -> Any:
         """`defaults:` are laid under every host, mapping by mapping."""
-        if not isinstance(data, dict) or not isinstance(data.get("defaults"), dict):
+        if not isinstance(data, dict) or not isinstance(data.get("defaults", {}), dict | None):
             return data
-        hosts = data.get("hosts")
-        if not isinstance(hosts, dict):
-            return data
-        merged = {name: _over(data["defaults"], {} if host is None else host) for name, host in hosts.items()}
-        return {**{key: value for key, value in data.items() if key != "defaults"}, "hosts": merged}
+        rest = {key: value for key, value in data.items() if key != "defaults"}
+        if isinstance(data.get("hosts"), dict):
+            base = data.get("defaults") or {}
+            rest["hosts"] = {name: _over(base, {} if host is None else host) for name, host in data["hosts"].items()}
+        return rest
 
     @model_validator(mode="after")
     def _distinct(self) -> Inventory:

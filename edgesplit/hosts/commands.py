@@ -42,19 +42,26 @@ def receive(target: str, sha256: str, mode: str = "600") -> Command:
 
     No file is ever seen half written: bytes go to `target`.part, are checked against the hash, and are renamed.
     """
-    file, part = path(target), path(target + ".part")
     return Command(
         f"write {target}",
-        f"umask 077 && mkdir -p \"$(dirname {file})\" && trap 'rm -f {part}' EXIT && cat > {part} && "
-        f'got=$(sha256sum {part} | cut -c1-64) && '
+        f'umask 077 && f={path(target)} && p="$f.part" && mkdir -p "$(dirname "$f")" && trap \'rm -f "$p"\' EXIT && '
+        'cat > "$p" && got=$(sha256sum < "$p" | cut -c1-64) && '
         f'{{ [ "$got" = {sha256} ] || {{ echo "content hash $got is not {sha256}" >&2; exit 65; }}; }} && '
-        f"chmod {mode} {part} && mv {part} {file}",
+        f'chmod {mode} "$p" && mv "$p" "$f"',
     )
 
 
 def listing(folder: str) -> Command:
     """Names in a folder, one a line; nothing when it is not there."""
     return Command(f"list {folder}", f"ls -1 {path(folder)} 2>/dev/null || true")
+
+
+def survey(folder: str) -> Command:
+    """What is in a deployment's folder: "." and then its files, two levels deep, one a line; nothing without it."""
+    return Command(
+        f"look into {folder}",
+        f"if cd {path(folder)} 2>/dev/null; then echo .; find . -maxdepth 2 -type f | sed 's,^[.]/,,'; fi",
+    )
 
 
 def read(file: str) -> Command:
@@ -70,7 +77,7 @@ def free_space(folder: str) -> Command:
     return Command(
         f"free space of {folder}",
         f'd={path(folder)}; while [ ! -d "$d" ]; do d=$(dirname "$d"); done; '
-        "df -Pk \"$d\" | awk 'NR==2 {printf \"%.0f\\n\", $4*1024}'",
+        'df -Pk "$d" | awk \'NR==2 {printf "%.0f\\n", $4*1024}\'',
     )
 
 
@@ -88,12 +95,12 @@ def remove_empty(folder: str) -> Command:
 
 def lock(folder: str, note: str) -> Command:
     """Take the lock: a folder one mkdir makes, with a note a person can read. Status 73 when somebody holds it."""
-    held = f"{folder}/lock"
+    held = path(f"{folder}/lock")
     return Command(
         f"lock {folder}",
-        f"umask 077 && mkdir -p {path(folder)} && if mkdir {path(held)} 2>/dev/null; "
-        f"then printf '%s\\n' {shlex.quote(note)} > {path(held + '/note')}; "
-        f"else cat {path(held + '/note')} >&2; exit 73; fi",
+        f"umask 077 && mkdir -p {path(folder)} && if why=$(mkdir {held} 2>&1); "
+        f"then printf '%s\\n' {shlex.quote(note)} > {held}/note; "
+        f"elif [ -d {held} ]; then cat {held}/note >&2; exit 73; else printf '%s\\n' \"$why\" >&2; exit 1; fi",
     )
 
 
@@ -117,24 +124,46 @@ def measure(python: str, verb: str, arguments: Mapping[str, Any]) -> Command:
     """Standard input is the runner archive: run one of its measuring verbs from a temporary folder, leave nothing."""
     return Command(
         f"measure ({verb})",
-        "umask 077 && t=$(mktemp -d) && trap 'rm -rf \"$t\"' EXIT && cat > \"$t/runner.pyz\" && "
+        'umask 077 && t=$(mktemp -d) && trap \'rm -rf "$t"\' EXIT && cat > "$t/runner.pyz" && '
         f'{path(python)} "$t/runner.pyz" {_words(verb, json.dumps(arguments, sort_keys=True))}',
     )
 
 
 def start_runner(python: str, folder: str, archive: str, arguments: Sequence[str]) -> Command:
-    """Start the runner detached from this login; print its process id."""
+    """Start the runner detached from this login; leave its process id in runner.pid and print it."""
     return Command(
         "start the runner",
         f"umask 077 && cd {path(folder)} && {{ PYTHONUNBUFFERED=1 setsid nohup {path(python)} {_words(archive)} serve "
-        f"{_words(*arguments)} < /dev/null >> runner.log 2>&1 & }} && echo $!",
+        f"{_words(*arguments)} < /dev/null >> runner.log 2>&1 & echo $! | tee runner.pid; }}",
     )
 
 
-def control(python: str, folder: str, archive: str) -> Command:
-    """Standard input is one control message (JSON); the runner's answer (JSON) is the output."""
-    return Command("control the runner", f"cd {path(folder)} && {path(python)} {_words(archive)} control")
+def stop_runner(folder: str, host: str, deployment: str, seconds: int = 10) -> Command:
+    """Ask the runner of this folder to end, then make it; a process id that is not its own any more is left alone."""
+    mine = shlex.quote(f" serve --host {host} --deployment {deployment} ")
+    alive = f"case \"$(tr '\\0' ' ' < /proc/$p/cmdline 2>/dev/null)\" in *{mine}*) true;; *) false;; esac"
+    return Command(
+        "stop the runner",
+        f"p=$(cat {path(folder + '/runner.pid')} 2>/dev/null) || exit 0; {alive} || exit 0; kill -TERM $p; "
+        f"i=0; while [ $i -lt {seconds * 10} ] && {alive}; do sleep 0.1; i=$((i+1)); done; "
+        f"if {alive}; then kill -KILL $p; fi; rm -f {path(folder + '/runner.pid')}",
+    )
+
+
+def control(python: str, folder: str, archive: str, wait: int = 0) -> Command:
+    """Standard input is one control message (JSON); the runner's answer (JSON) is the output.
+
+    `wait`: seconds a runner that has just been started is given to come up.
+    """
+    words = _words(archive, "control", *(["--wait", str(wait)] if wait else []))
+    return Command("control the runner", f"cd {path(folder)} && {path(python)} {words}")
 
 
 def log_tail(folder: str, lines: int = 20) -> Command:
     return Command("read the runner's log", f"tail -n {lines} {path(folder + '/runner.log')} 2>/dev/null || true")
+
+
+def probe(python: str, folder: str, archive: str) -> Command:
+    """One reading of the host and of the runner in this folder; an archive that is there already does it."""
+    arguments = json.dumps({"folder": "."})
+    return Command("read the host", f"cd {path(folder)} && {path(python)} {_words(archive, 'probe', arguments)}")

@@ -2,3 +2,148 @@
 
 Must not know: what a command means, nor SSH.
 """
+
+from __future__ import annotations
+
+import io
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable
+from typing import IO, Literal, Protocol, cast
+
+from edgesplit.errors import CommandFailed, Unreachable
+from edgesplit.hosts.commands import Command
+
+READ_SIZE = 1 << 16  # what a Linux pipe holds
+
+
+class Stream(Protocol):
+    """What http.client needs of a socket. Like a socket, it raises OSError, and stays open for the files made of it."""
+
+    def sendall(self, data: bytes, /) -> None: ...
+
+    def recv(self, size: int, /) -> bytes: ...
+
+    def makefile(self, mode: Literal["rb"], /) -> io.BufferedReader: ...
+
+    def settimeout(self, seconds: float | None, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Host(Protocol):
+    """Somewhere commands run. Several threads may use one host at once."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, command: Command, stdin: bytes | Iterable[bytes] = b"", timeout: float = 60.0) -> str:
+        """What the command printed. Raises CommandFailed on a non-zero status, Unreachable on none within `timeout`.
+
+        An exception of the `stdin` iterable ends the command and passes through as it is.
+        """
+
+    def dial(self, address: str, port: int, timeout: float = 10.0) -> Stream:
+        """A TCP connection made from this host, with `timeout` set on it. Raises Unreachable."""
+
+    def close(self) -> None: ...
+
+
+def no_answer(command: Command, timeout: float) -> str:
+    return f"no answer to '{command.title}' within {timeout:g} s"
+
+
+class LocalHost:
+    """This machine: commands run in the folder and with the environment of the controller."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, command: Command, stdin: bytes | Iterable[bytes] = b"", timeout: float = 60.0) -> str:
+        deadline = time.monotonic() + timeout
+        pipe = subprocess.PIPE
+        shell = ["/bin/sh", "-c", command.line]
+        with subprocess.Popen(shell, 0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+            try:
+                stdout, stderr = _converse(process, stdin, deadline)
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise Unreachable(self.name, no_answer(command, timeout)) from None
+            finally:
+                if process.returncode is None:  # not waited for, so its group still exists
+                    os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode != 0:
+            status = process.returncode if process.returncode > 0 else 128 - process.returncode  # as sh counts signals
+            raise CommandFailed(self.name, command.title, status, stderr.decode("utf-8", "replace"))
+        return stdout.decode("utf-8", "replace")
+
+    def dial(self, address: str, port: int, timeout: float = 10.0) -> Stream:
+        try:
+            connection = socket.create_connection((address, port), timeout)
+        except OSError as error:
+            raise Unreachable(
+                self.name, f"cannot connect to {address} port {port}: {error.strerror or error}"
+            ) from error
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def close(self) -> None:
+        pass
+
+
+class _Feed:
+    """Standard input, written as fast as the process reads it and no faster."""
+
+    def __init__(self, pipe: IO[bytes], stdin: bytes | Iterable[bytes]) -> None:
+        self.pipe = pipe
+        self._chunks = iter([stdin] if isinstance(stdin, bytes) else stdin)
+        self._rest = memoryview(b"")
+        os.set_blocking(pipe.fileno(), False)
+
+    def write(self) -> bool:
+        """Write what the pipe takes; false when there is no more to write, or nobody who reads."""
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return False
+            self._rest = memoryview(chunk)
+        try:
+            self._rest = self._rest[os.write(self.pipe.fileno(), self._rest) :]
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            return False
+        return True
+
+
+def _read(pipe: IO[bytes], into: bytearray) -> bool:
+    data = os.read(pipe.fileno(), READ_SIZE)
+    into += data
+    return bool(data)
+
+
+def _converse(
+    process: subprocess.Popen[bytes], stdin: bytes | Iterable[bytes], deadline: float
+) -> tuple[bytearray, bytearray]:
+    """Serve the three pipes from one loop, so that neither side waits for the other for ever."""
+    feed = _Feed(cast("IO[bytes]", process.stdin), stdin)
+    said = {cast("IO[bytes]", pipe): bytearray() for pipe in (process.stdout, process.stderr)}
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(feed.pipe, selectors.EVENT_WRITE)
+        for pipe in said:
+            waiting.register(pipe, selectors.EVENT_READ)
+        while waiting.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired(process.args, left)
+            ready = [cast("IO[bytes]", key.fileobj) for key, _ in waiting.select(left)]
+            ended = [pipe for pipe in ready if not (feed.write() if pipe is feed.pipe else _read(pipe, said[pipe]))]
+            for pipe in ended:
+                waiting.unregister(pipe)
+                pipe.close()
+    stdout, stderr = said.values()
+    return stdout, stderr

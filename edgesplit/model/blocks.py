@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Literal
 
 from edgesplit.values import Value
@@ -75,19 +76,10 @@ class Chain(Value):
 
 def name_blocks(numbers: Iterable[int], total: int) -> str:
     """Block numbers as people read them: 0,1,2 of 10 -> "embedding, layers.0-1"."""
-    words: list[str] = []
-    run: list[int] = []
-    for number in [*sorted(numbers), -1]:
-        if run and number != run[-1] + 1:
-            words.append(f"layers.{run[0] - 1}" + (f"-{run[-1] - 1}" if len(run) > 1 else ""))
-            run = []
-        if number == 0:
-            words.append(EMBEDDING)
-        elif number == total - 1:
-            if run:
-                words.append(f"layers.{run[0] - 1}" + (f"-{run[-1] - 1}" if len(run) > 1 else ""))
-                run = []
-            words.append(HEAD)
-        elif number > 0:
-            run.append(number)
-    return ", ".join(words)
+    chosen = sorted(set(numbers))
+    layers = [number - 1 for number in chosen if 0 < number < total - 1]
+    words = [EMBEDDING] if 0 in chosen else []
+    for _, neighbours in groupby(enumerate(layers), key=lambda place: place[1] - place[0]):  # constant along a run
+        run = [layer for _, layer in neighbours]
+        words.append(f"layers.{run[0]}" + (f"-{run[-1]}" if len(run) > 1 else ""))
+    return ", ".join([*words, *([HEAD] if total - 1 in chosen else [])])

@@ -1,0 +1,5 @@
+"""python -m edgesplit"""
+
+from edgesplit.cli import main
+
+main()

@@ -1,0 +1,110 @@
+"""What a deployment ships: shards, side files and the runner, and the manifest that refers to them.
+
+Must not know: which host has what already, how things travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from edgesplit.broadcast.archive import Archive, runner_archive
+from edgesplit.broadcast.transition import Need
+from edgesplit.inventory import Inventory
+from edgesplit.model.checkpoint import Checkpoint
+from edgesplit.model.shards import Cut
+from edgesplit.plan import ModelPlan
+from edgesplit.runner.manifest import Manifest, Peer, Service, StagePlace
+from edgesplit.split import Split
+
+# Room on the wire beside the hidden states of one chunk: some families send the embeddings and a fourfold stream too.
+WIRE_SLACK = 8
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One file that may travel: its path in the deployment's folder, its hash and size, and how to read its bytes."""
+
+    path: str
+    sha256: str
+    size: int
+    chunks: Callable[[], Iterator[bytes]]
+
+
+@dataclass(frozen=True)
+class Cargo:
+    plan: ModelPlan
+    inventory: Inventory
+    checkpoint: Checkpoint
+    cut: Cut
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def archive(self) -> Archive:
+        return runner_archive()
+
+    def folder(self, host: str) -> str:
+        return f"{self.inventory.hosts[host].work}/{self.plan.name}"
+
+    @cached_property
+    def things(self) -> Mapping[str, Thing]:
+        """Everything that may travel, by path."""
+        archive = self.archive
+        things = [Thing(archive.name, archive.sha256, len(archive.data), lambda: iter([archive.data]))]
+        things += [Thing(shard_path(s.sha256), s.sha256, s.size, s.chunks) for s in self.cut.all().values()]
+        for sha, file in self.cut.files.values():
+            data = file.read_bytes()
+            things.append(Thing(f"files/{sha}", sha, len(data), partial(_once, data)))
+        return {thing.path: thing for thing in things}
+
+    def needs(self, target: Split) -> dict[str, Need]:
+        """What each host of a split must have."""
+        manifest = self.manifest(target, {})
+        needs = {}
+        for host in target.hosts:
+            paths = {shard_path(manifest.shards[block]) for block in manifest.blocks(host)}
+            paths |= {shard_path(manifest.common), self.archive.name, *(f"files/{sha}" for sha in manifest.files.values())}
+            needs[host] = Need({path: self.things[path].size for path in paths})
+        return needs
+
+    def manifest(self, target: Split, fingerprints: Mapping[str, str]) -> Manifest:
+        """The manifest of a split whose epoch is set."""
+        plan, chain = self.plan, self.checkpoint.chain
+        widest = max(block.output_bytes_per_token for block in chain.blocks)
+        return Manifest(
+            deployment=plan.name,
+            epoch=target.epoch,
+            dtype=plan.dtype,
+            stages=tuple(StagePlace(stage.host, stage.first, stage.last) for stage in target.stages),
+            peers={host: self._peer(host, fingerprints.get(host, "")) for host in target.hosts},
+            shards=tuple(shard.sha256 for shard in self.cut.blocks),
+            common=self.cut.common.sha256,
+            files={name: sha for name, (sha, _) in self.cut.files.items()},
+            tied=self.checkpoint.tied,
+            limit=WIRE_SLACK * plan.prefill_chunk * widest + 4096,
+            service=Service(
+                address=plan.api.address,
+                port=plan.api.port,
+                model=plan.name,
+                concurrency=plan.workload.concurrency,
+                max_context=plan.workload.max_context,
+                prefill_chunk=plan.prefill_chunk,
+            ),
+            split=target.model_dump(mode="json"),
+        )
+
+    def _peer(self, host: str, fingerprint: str) -> Peer:
+        spec = self.inventory.hosts[host]
+        return Peer(spec.data_address, spec.data.port, fingerprint)
+
+
+def shard_path(sha256: str) -> str:
+    return f"shards/{sha256}.safetensors"
+
+
+def _once(data: bytes) -> Iterator[bytes]:
+    yield data

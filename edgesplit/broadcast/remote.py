@@ -1,0 +1,84 @@
+"""What a deployment says of itself, read from its hosts: presence, runner status, manifest, secrets.
+
+Must not know: plans, splits, how anything is changed.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from edgesplit.broadcast.authority import Secrets
+from edgesplit.broadcast.transition import Presence
+from edgesplit.errors import DeployError, EdgesplitError, HostError
+from edgesplit.hosts import commands
+from edgesplit.hosts.host import Host
+from edgesplit.inventory import HostSpec
+from edgesplit.runner.manifest import Manifest, ManifestError, parse
+
+_STATUS = b'{"verb": "status"}'
+
+
+class NotServing(EdgesplitError):
+    """No runner answers in that folder."""
+
+
+def ask(host: Host, spec: HostSpec, folder: str, archive: str, request: bytes, seconds: float) -> dict[str, Any]:
+    """One control message to the runner. Raises HostError with the runner's own words, NotServing."""
+    text = host.run(commands.control(spec.interpreter, folder, archive), stdin=request, timeout=seconds)
+    return _answer(host, text)
+
+
+def status(host: Host, spec: HostSpec, folder: str, archive: str, wait: int = 0) -> dict[str, Any]:
+    """The runner's report; `wait`: seconds it is given to come up. Raises NotServing, HostError."""
+    command = commands.control(spec.interpreter, folder, archive, wait)
+    return _answer(host, host.run(command, stdin=_STATUS, timeout=wait + 30))
+
+
+def _answer(host: Host, text: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(text)
+    except ValueError as error:
+        raise HostError(host.name, f"its runner's answer makes no sense: {text[:200]!r}") from error
+    if "absent" in answer:
+        raise NotServing(f"{host.name}: {answer['absent']}")
+    if "error" in answer:
+        raise HostError(host.name, str(answer["error"]))
+    return dict(answer["ok"])
+
+
+def present(host: Host, folder: str, spec: HostSpec) -> tuple[Presence, dict[str, Any] | None]:
+    """What is in the deployment's folder, and its runner's status (None when none answers)."""
+    lines = host.run(commands.survey(folder)).splitlines()
+    files = frozenset(lines) - {"."}
+    archive = next((name for name in sorted(files) if name.startswith("runner-") and name.endswith(".pyz")), None)
+    state = None
+    if archive is not None and "runner.pid" in files:
+        try:
+            state = status(host, spec, folder, archive)
+        except NotServing:
+            state = None
+    epochs = None if state is None else tuple(int(epoch) for epoch in state["epochs"])
+    return Presence(bool(lines), files, epochs, "keys/ca.pem" in files), state
+
+
+def manifest(host: Host, folder: str) -> Manifest | None:
+    """The signed manifest a host keeps of the epoch it serves; None when it never served. Raises DeployError."""
+    text = host.run(commands.read_if_there(f"{folder}/manifest.json"))
+    if not text:
+        return None
+    try:
+        return parse(json.loads(json.loads(text)["payload"])["manifest"])
+    except (ValueError, KeyError, TypeError, ManifestError) as error:
+        raise DeployError(f"{host.name}: its manifest is damaged: {error!r}", "deploy again") from error
+
+
+def read_secrets(host: Host, folder: str) -> Secrets | None:
+    """The deployment's keys, from the entry host; None before the first deploy. Raises DeployError."""
+    text = host.run(commands.read_if_there(f"{folder}/keys/controller.json"))
+    if not text:
+        return None
+    try:
+        return Secrets.model_validate_json(text)
+    except ValueError:
+        raise DeployError(f"{host.name}: the deployment's keys are damaged", "edgesplit down, then deploy") from None

@@ -1,0 +1,26 @@
+"""Signed, epoch-numbered commands (the paper, III-D): what only this deployment's controller can say to its runners.
+
+Must not know: where keys are kept, how a command travels, what time it is (the serial is given).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+class Signer:
+    """Seals commands of one deployment. `serial`s must rise from command to command; runners refuse any other."""
+
+    def __init__(self, deployment: str, key: Ed25519PrivateKey) -> None:
+        self._deployment, self._key = deployment, key
+
+    def seal(self, verb: str, serial: int, **fields: Any) -> bytes:
+        """The envelope, ready to be sent."""
+        command = {"deployment": self._deployment, "serial": serial, "verb": verb, **fields}
+        payload = json.dumps(command, sort_keys=True)
+        signature = base64.b64encode(self._key.sign(payload.encode())).decode()
+        return json.dumps({"payload": payload, "signature": signature}).encode()

@@ -1,0 +1,104 @@
+"""Two splits -> the ordered steps from one to the other: prepare all, commit together, retire the old.
+
+Deploying is reconfiguring from nothing: `running` is None then. A step is a value with a one-line text; a dry run
+prints the steps, push.py carries them out phase by phase, each phase on all its hosts at once.
+
+Must not know: hosts' addresses, files, clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from edgesplit.model.blocks import name_blocks
+from edgesplit.split import Split
+
+
+class Phase(str, Enum):
+    """In this order. Until COMMIT everything can be undone; COMMIT on the entry host is the moment of change."""
+
+    LOCK = "lock"
+    SHIP = "ship"
+    START = "start"
+    PREPARE = "prepare"
+    LINK = "link"
+    TRIAL = "trial"
+    COMMIT = "commit"
+    CONFIRM = "confirm"
+    RETIRE = "retire"
+    STOP = "stop"
+    UNLOCK = "unlock"
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What a host has of this deployment: `objects` are content hashes, `epochs` what its runner holds (None: no
+    runner answers)."""
+
+    folder: bool
+    objects: frozenset[str]
+    epochs: tuple[int, ...] | None
+    keys: bool = False
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a host must have: content hash -> bytes."""
+
+    objects: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Step:
+    phase: Phase
+    host: str
+    epoch: int
+    objects: tuple[str, ...] = ()  # SHIP: what is missing
+    size: int = 0  # SHIP: bytes of it
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.phase.value:8} {self.host}: {self.detail}"
+
+
+def transition(
+    running: Split | None, target: Split, presences: Mapping[str, Presence], needs: Mapping[str, Need]
+) -> tuple[Step, ...]:
+    """The steps to `target` (whose epoch is set) from `running`. Hosts that cannot be reached are not in `presences`
+    and get no step; a host of `target` must be there."""
+    epoch, steps = target.epoch, []
+    affected = [host for host in presences if host in target.hosts or (running and host in running.hosts)]
+
+    def add(phase: Phase, hosts: list[str] | tuple[str, ...], detail: str) -> None:
+        steps.extend(Step(phase, host, epoch, detail=detail) for host in hosts)
+
+    add(Phase.LOCK, affected, "take the lock")
+    steps.extend(_ship(host, epoch, presences[host], needs[host]) for host in target.hosts)
+    add(Phase.START, [host for host in target.hosts if presences[host].epochs is None], "start the runner")
+    steps.extend(Step(Phase.PREPARE, host, epoch, detail=_blocks(target, host)) for host in target.hosts)
+    add(Phase.LINK, target.hosts, f"link epoch {epoch} to its neighbours")
+    add(Phase.TRIAL, [target.entry], f"send a token around the ring of epoch {epoch}")
+    add(Phase.COMMIT, [target.entry], f"epoch {epoch} serves from now on")
+    add(Phase.CONFIRM, [host for host in target.hosts if host != target.entry], f"epoch {epoch} serves")
+    for host in affected:
+        old = sorted(set(presences[host].epochs or ()) - {epoch})
+        steps.extend(Step(Phase.RETIRE, host, number, detail=f"forget epoch {number}") for number in old)
+    leaving = [host for host in affected if host not in target.hosts and presences[host].epochs is not None]
+    add(Phase.STOP, leaving, "stop the runner; its shards stay")
+    add(Phase.UNLOCK, affected, "give the lock back")
+    return tuple(steps)
+
+
+def _ship(host: str, epoch: int, presence: Presence, need: Need) -> Step:
+    missing = tuple(sorted(set(need.objects) - presence.objects))
+    size = sum(need.objects[sha] for sha in missing)
+    keys = "" if presence.keys else " and its keys"
+    detail = f"send {len(missing)} of {len(need.objects)} objects, {size} bytes{keys}"
+    return Step(Phase.SHIP, host, epoch, missing, size, detail)
+
+
+def _blocks(target: Split, host: str) -> str:
+    held = [block for stage in target.of(host) for block in range(stage.first, stage.last + 1)]
+    return f"load {name_blocks(held, target.blocks)} for epoch {target.epoch}"

@@ -1,0 +1,83 @@
+"""edgesplit deploy: bring the planned split up, or change what runs into it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgesplit.cli.options import Inventory, Json, Plan, Yes
+
+if TYPE_CHECKING:
+    from edgesplit.broadcast.transition import Step
+
+
+def run(
+    plan: Plan,
+    inventory: Inventory = None,
+    yes: Yes = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps, do nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Push shards and runners over SSH and bring the planned split up; all hosts change together, or none."""
+    import time
+
+    from edgesplit.broadcast.push import look, push, settled
+    from edgesplit.broadcast.transition import transition
+    from edgesplit.cli.render import bars, print_json, talk
+    from edgesplit.cli.workspace import Workspace
+    from edgesplit.hosts.fanout import connect
+
+    space = Workspace.open(plan, inventory)
+    target = space.split()
+    with talk.status("naming the shards ..."):
+        cargo = space.cargo()
+    with connect(space.inventory, _involved(space.inventory.hosts, target.hosts)) as hosts:
+        scene = look(cargo, hosts)
+        if settled(scene, target):
+            _report(as_json, {"changed": False, "epoch": scene.running.epoch if scene.running else 0})
+            talk.print(f"nothing to do: {space.plan.name} serves this very split", highlight=False)
+            return
+        steps = transition(scene.running, target.at(scene.next_epoch), scene.presences, cargo.needs(target))
+        _announce(steps)
+        if dry_run:
+            _report(as_json, {"changed": False, "steps": [str(step) for step in steps]})
+            return
+        if not yes and not typer.confirm("Go ahead?", err=True):
+            raise typer.Abort
+        start = time.monotonic()
+        with bars() as progress:
+            running = push(cargo, target, hosts, scene, progress, reason="deploy")
+    seconds = time.monotonic() - start
+    _report(as_json, {"changed": True, "epoch": running.epoch, "seconds": seconds, "steps": [str(s) for s in steps]})
+    service = space.plan.api
+    talk.print(
+        f"epoch {running.epoch} serves after {seconds:.1f} s: http://{service.address}:{service.port}/v1 "
+        f"on {space.plan.entry}; try: edgesplit generate {plan} 'Hello'",
+        highlight=False,
+    )
+
+
+def _involved(every: object, needed: tuple[str, ...]) -> list[str] | None:
+    """All hosts of the inventory: those that leave the split have to be told as well."""
+    return None
+
+
+def _announce(steps: tuple[Step, ...]) -> None:
+    from edgesplit.broadcast.transition import Phase
+    from edgesplit.cli.render import talk
+    from edgesplit.units import format_size
+
+    talk.print("This will:", highlight=False)
+    for step in steps:
+        if step.phase not in (Phase.LOCK, Phase.UNLOCK):
+            talk.print(f"  {step}", highlight=False)
+    total = sum(step.size for step in steps)
+    talk.print(f"{format_size(total)} to send." if total else "Nothing to send.", highlight=False)
+
+
+def _report(as_json: bool, data: dict[str, object]) -> None:
+    from edgesplit.cli.render import print_json
+
+    if as_json:
+        print_json(data)

@@ -1,0 +1,29 @@
+"""edgesplit down: take a deployment off its hosts."""
+
+from __future__ import annotations
+
+import typer
+
+from edgesplit.cli.options import Inventory, Json, Plan, Yes
+
+
+def run(plan: Plan, inventory: Inventory = None, yes: Yes = False, as_json: Json = False) -> None:
+    """Stop the runners and remove every trace of the deployment from all hosts."""
+    from edgesplit.broadcast.teardown import take_down
+    from edgesplit.cli.render import print_json, talk
+    from edgesplit.cli.workspace import Workspace
+    from edgesplit.errors import FleetError
+    from edgesplit.hosts.fanout import connect
+
+    space = Workspace.open(plan, inventory)
+    names = ", ".join(space.inventory.hosts)
+    if not yes and not typer.confirm(f"Take {space.plan.name} off {names}?", err=True):
+        raise typer.Abort
+    with connect(space.inventory) as hosts:
+        found, errors = take_down(space.plan.name, space.inventory, hosts)
+    if as_json:
+        print_json({"removed": found, "errors": {host: error.message for host, error in errors.items()}})
+    for host, there in found.items():
+        talk.print(f"{host}: {'removed' if there else 'nothing was there'}", highlight=False)
+    if errors:
+        raise FleetError(list(errors.values()))

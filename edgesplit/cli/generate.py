@@ -1,0 +1,106 @@
+"""edgesplit generate: text through the split, over the same API any client uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgesplit.cli.options import Inventory, Json, Plan
+
+if TYPE_CHECKING:
+    from edgesplit.cli.workspace import Workspace
+
+
+def run(
+    plan: Plan,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.", show_default=False)],
+    inventory: Inventory = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens at most.")] = 64,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy; else the model's own.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For sampling that can be repeated.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask as a user of a chat, with the model's template.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also run the unsplit model here; compare the tokens (greedy).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Generate text through the split."""
+    from edgesplit.cli.render import print_json, talk
+    from edgesplit.cli.workspace import Workspace
+    from edgesplit.errors import ServingError
+    from edgesplit.hosts.fanout import connect
+
+    space = Workspace.open(plan, inventory)
+    body: dict[str, Any] = {"max_tokens": max_tokens, "stream": True, "return_token_ids": True}
+    body |= {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+    body |= {"temperature": 0.0 if check else temperature, "seed": seed}
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    tokens: list[int] = []
+    asked: list[int] = []
+    text, end = "", None
+    with connect(space.inventory, [space.plan.entry]) as hosts:
+        for choice in _stream(hosts[space.plan.entry], space, path, body):
+            piece = choice["delta"]["content"] if chat else choice["text"]
+            text += piece
+            end = choice["finish_reason"] or end
+            tokens, asked = choice.get("token_ids", tokens), choice.get("prompt_token_ids", asked)
+            if not as_json:
+                typer.echo(piece, nl=False)
+    if not as_json:
+        typer.echo()
+    same = None
+    if check:
+        same = _unsplit(space, asked, max_tokens)[: len(tokens)] == tokens
+    if as_json:
+        print_json({"text": text, "finish_reason": end, "token_ids": tokens, "equal_to_unsplit": same})
+    if end == "timeout" or end is None:
+        raise ServingError("the answer broke off", f"edgesplit status {space.plan_file} says why")
+    if same is False:
+        raise ServingError("the split model's tokens differ from the unsplit model's", "please report this")
+    if same:
+        talk.print(f"checked: all {len(tokens)} tokens equal those of the unsplit model", highlight=False)
+
+
+def _stream(host: Any, space: Workspace, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The choices of a streamed answer. Raises ServingError."""
+    import http.client
+    import json
+
+    from edgesplit.errors import HostError, ServingError
+
+    api = space.plan.api
+    connection = http.client.HTTPConnection(api.address, api.port, timeout=600)
+    try:
+        connection.sock = host.dial(api.address, api.port)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            message = json.loads(response.read())["error"]["message"]
+            raise ServingError(f"{space.plan.entry} answers {response.status}: {message}")
+        for line in response:
+            data = line.decode().removeprefix("data: ").strip()
+            if data and data != "[DONE]":
+                yield json.loads(data)["choices"][0]
+    except HostError as error:
+        raise ServingError(f"no API: {error.message}", f"edgesplit deploy {space.plan_file}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ServingError(f"the API of {space.plan.entry} broke off: {error!r}") from error
+    finally:
+        connection.close()
+
+
+def _unsplit(space: Workspace, prompt: list[int], count: int) -> list[int]:
+    """What `generate` of the whole model gives, greedily, on this machine."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    dtype = getattr(torch, space.plan.dtype)
+    model = AutoModelForCausalLM.from_pretrained(space.checkpoint.folder, dtype=dtype, local_files_only=True)
+    ids = torch.tensor([prompt])
+    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
+    return [int(token) for token in whole[0, len(prompt) :]]

@@ -1,0 +1,72 @@
+"""Tables and progress for people; JSON for programs. stdout is data, stderr is talk."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from edgesplit.broadcast.transition import Phase, Step
+
+out = Console(soft_wrap=False)
+talk = Console(stderr=True)
+
+
+def print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2))
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], right: set[str] | None = None) -> Table:
+    """`right`: the columns of numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False, box=None)
+    for column in columns:
+        made.add_column(column, justify="right" if right and column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+class Bars:
+    """Progress of a push: a bar per host that is sent something, a line per step done."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._tasks: dict[str, Any] = {}
+
+    def begin(self, step: Step) -> None:
+        if step.phase is Phase.SHIP and step.size:
+            with self._lock:
+                self._tasks[step.host] = self._progress.add_task(step.host, total=step.size)
+
+    def sent(self, step: Step, size: int) -> None:
+        with self._lock:
+            self._progress.advance(self._tasks[step.host], size)
+
+    def end(self, step: Step) -> None:
+        if step.phase not in (Phase.LOCK, Phase.UNLOCK):
+            self._progress.console.print(f"  {step}", style="dim", highlight=False)
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    columns = (TextColumn("  send to {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=talk, transient=True) as progress:
+        yield Bars(progress)
+
+
+class Quiet:
+    """Progress for nobody."""
+
+    def begin(self, step: Step) -> None: ...
+
+    def sent(self, step: Step, size: int) -> None: ...
+
+    def end(self, step: Step) -> None: ...

@@ -1,0 +1,128 @@
+"""edgesplit status: what serves, told by the hosts themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgesplit.cli.options import Inventory, Json, Plan
+
+if TYPE_CHECKING:
+    from edgesplit.cli.workspace import Workspace
+    from edgesplit.split import Split
+
+
+def run(plan: Plan, inventory: Inventory = None, as_json: Json = False) -> None:
+    """Show the epoch that serves, its stages, and measured against predicted times."""
+    from edgesplit.broadcast.push import served
+    from edgesplit.broadcast.remote import present
+    from edgesplit.cli.render import print_json
+    from edgesplit.cli.workspace import Workspace
+    from edgesplit.errors import ServingError
+    from edgesplit.hosts.fanout import connect, survey
+
+    space = Workspace.open(plan, inventory)
+    name, specs = space.plan.name, space.inventory.hosts
+    with connect(space.inventory) as hosts:
+        found, errors = survey(hosts, lambda host: present(host, f"{specs[host.name].work}/{name}", specs[host.name]))
+        split = served(hosts[space.plan.entry], f"{specs[space.plan.entry].work}/{name}") if space.plan.entry in found else None
+    states = {host: state for host, (_, state) in found.items()}
+    predicted = _predicted(space, split)
+    entry = states.get(space.plan.entry)
+    serving = entry is not None and split is not None and entry["serving"] == split.epoch
+    broken = _reason(entry, split)
+    report = {
+        "deployment": name,
+        "serving": serving and not broken,
+        "broken": broken,
+        "epoch": None if split is None else split.epoch,
+        "stages": _stages(split, states, predicted),
+        "entry": None if entry is None else entry["entry"],
+        "predicted_time_per_token_s": predicted.get("token"),
+        "unreachable": {host: error.message for host, error in errors.items()},
+    }
+    if as_json:
+        print_json(report)
+    else:
+        _show(report)
+    if not report["serving"]:
+        hint = f"edgesplit deploy {plan}" if split is None else f"edgesplit watch {plan} mends it; or deploy again"
+        raise ServingError(f"{name} does not serve" + (f": {broken}" if broken else ""), hint)
+
+
+def _reason(entry: dict[str, Any] | None, split: Split | None) -> str:
+    if entry is None or split is None:
+        return ""
+    return str(entry["epochs"].get(str(split.epoch), {}).get("reason", ""))
+
+
+def _predicted(space: Workspace, split: Split | None) -> dict[Any, float]:
+    """Stage number -> predicted seconds per decode step, and "token"; empty where this machine has no profile."""
+    from edgesplit.errors import EdgesplitError
+    from edgesplit.revision.cost import evaluate
+
+    if split is None:
+        return {}
+    try:
+        costs = evaluate(split, space.problem(space.fleet()))
+    except EdgesplitError:
+        return {}
+    times: dict[Any, float] = {number: stage.decode_seconds for number, stage in enumerate(costs.stages)}
+    return {**times, "token": costs.time_per_token_seconds}
+
+
+def _stages(
+    split: Split | None, states: dict[str, dict[str, Any] | None], predicted: dict[Any, float]
+) -> list[dict[str, Any]]:
+    from edgesplit.model.blocks import name_blocks
+
+    stages = []
+    for number, stage in enumerate(split.stages if split else ()):
+        state = states.get(stage.host)
+        epoch = (state or {}).get("epochs", {}).get(str(split.epoch if split else 0), {})
+        times = epoch.get("stages", {}).get(str(number), {})
+        stages.append(
+            {
+                "stage": number,
+                "host": stage.host,
+                "blocks": name_blocks(range(stage.first, stage.last + 1), split.blocks if split else 0),
+                "state": epoch.get("state", "no runner" if state is None else "not loaded"),
+                "measured_token_s": times.get("decode_s"),
+                "predicted_token_s": predicted.get(number),
+                "rss": None if state is None else state["rss"],
+            }
+        )
+    return stages
+
+
+def _show(report: dict[str, Any]) -> None:
+    from edgesplit.cli.render import out, table
+    from edgesplit.units import format_size, format_time
+
+    def seconds(value: float | None) -> str:
+        return "" if value is None else format_time(value)
+
+    rows = [
+        [
+            str(stage["stage"]),
+            stage["host"],
+            stage["blocks"],
+            stage["state"],
+            seconds(stage["measured_token_s"]),
+            seconds(stage["predicted_token_s"]),
+            "" if stage["rss"] is None else format_size(stage["rss"]),
+        ]
+        for stage in report["stages"]
+    ]
+    columns = ["stage", "host", "blocks", "state", "token measured", "predicted", "runner memory"]
+    title = f"{report['deployment']}, epoch {report['epoch']}"
+    out.print(table(title, columns, rows, {"stage", "token measured", "predicted", "runner memory"}))
+    entry = report["entry"] or {}
+    if entry:
+        out.print(
+            f"{entry['running']} running, {entry['waiting']} waiting, {entry['tokens']} tokens so far; "
+            f"time per token {seconds(entry['time_per_token_s']) or 'not measured yet'} "
+            f"(predicted {seconds(report['predicted_time_per_token_s']) or '?'})",
+            highlight=False,
+        )
+    for problem in report["unreachable"].values():
+        out.print(problem, highlight=False)

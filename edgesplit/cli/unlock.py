@@ -1,0 +1,22 @@
+"""edgesplit unlock: break the lock of a controller that is gone."""
+
+from __future__ import annotations
+
+import typer
+
+from edgesplit.cli.options import Inventory, Plan, Yes
+
+
+def run(plan: Plan, inventory: Inventory = None, yes: Yes = False) -> None:
+    """Break the deployment's lock on all hosts; only when the controller that took it is gone."""
+    from edgesplit.broadcast.teardown import break_locks
+    from edgesplit.cli.render import talk
+    from edgesplit.cli.workspace import Workspace
+    from edgesplit.hosts.fanout import connect
+
+    space = Workspace.open(plan, inventory)
+    if not yes and not typer.confirm("Is the controller that holds the lock really gone?", err=True):
+        raise typer.Abort
+    with connect(space.inventory) as hosts:
+        for host, note in break_locks(space.plan.name, space.inventory, hosts).items():
+            talk.print(f"{host}: unlocked; it was held by {note}", highlight=False)

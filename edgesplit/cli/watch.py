@@ -1,0 +1,63 @@
+"""edgesplit watch: the paper's loop in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgesplit.cli.options import Inventory, Json, Plan
+
+if TYPE_CHECKING:
+    from edgesplit.orchestrator.watch import Event
+
+
+def run(
+    plan: Plan,
+    inventory: Inventory = None,
+    once: Annotated[bool, typer.Option("--once", help="One turn of the loop, then stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide, but change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep measuring; when thresholds trip, keep, redistribute or re-split, and redeploy without losing a request.
+
+    Ctrl-C stops watching; the ring goes on serving.
+    """
+    import time
+
+    from edgesplit.broadcast.push import served
+    from edgesplit.cli.render import Quiet, talk
+    from edgesplit.cli.workspace import Workspace
+    from edgesplit.errors import ServingError
+    from edgesplit.hosts.fanout import connect
+    from edgesplit.orchestrator.watch import Watch
+
+    space = Workspace.open(plan, inventory)
+    fleet, cargo = space.fleet(), space.cargo()
+    with connect(space.inventory) as hosts:
+        running = served(hosts[space.plan.entry], cargo.folder(space.plan.entry))
+        if running is None:
+            raise ServingError(f"{space.plan.name} is not deployed", f"edgesplit deploy {plan}")
+        watch = Watch(cargo, fleet, hosts, running, Quiet())
+        talk.print(f"watching epoch {running.epoch} of {space.plan.name}; Ctrl-C stops watching", highlight=False)
+        while True:
+            start = time.monotonic()
+            for event in watch.round(dry_run=dry_run):
+                _show(event, as_json)
+            if once:
+                return
+            time.sleep(max(0.0, space.plan.watch.interval - (time.monotonic() - start)))
+
+
+def _show(event: Event, as_json: bool) -> None:
+    import datetime
+
+    from edgesplit.cli.render import out
+
+    if as_json:
+        typer.echo(event.model_dump_json(exclude_none=True))
+        return
+    if event.event == "reading":
+        return
+    clock = datetime.datetime.fromtimestamp(event.at).strftime("%H:%M:%S")
+    out.print(f"{clock}  epoch {event.epoch}  {event.event:6}  {event.text}", highlight=False)

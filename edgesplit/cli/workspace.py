@@ -1,0 +1,122 @@
+"""A plan and what belongs to it: its inventory, its checkpoint, and the cache folder .edgesplit/ beside it.
+
+Everything in the cache can be made again; the truth is on the hosts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from edgesplit.broadcast.cargo import Cargo
+from edgesplit.errors import InputError, MovedError
+from edgesplit.fleet import Fleet
+from edgesplit.inventory import Inventory, load_inventory
+from edgesplit.model.checkpoint import Checkpoint, open_checkpoint, resolve
+from edgesplit.model.shards import cut
+from edgesplit.plan import ModelPlan, load_plan
+from edgesplit.profiling.collect import measured_for
+from edgesplit.revision.problem import Problem, pose
+from edgesplit.split import Digests, Split
+from edgesplit.values import Value, digest
+
+T = TypeVar("T", bound=Value)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    plan_file: Path
+    plan: ModelPlan
+    inventory_file: Path
+    inventory: Inventory
+
+    @classmethod
+    def open(cls, plan_file: Path, inventory_file: Path | None) -> Workspace:
+        """Raises InputError for either file, and for a plan whose entry is not in the inventory."""
+        plan = load_plan(plan_file)
+        if inventory_file is None:
+            if plan.inventory is None:
+                raise InputError(f"{plan_file}: the plan names no inventory", "add `inventory:` or give -i FILE")
+            inventory_file = plan_file.parent / plan.inventory
+        inventory = load_inventory(inventory_file)
+        if plan.entry not in inventory.hosts:
+            names = ", ".join(inventory.hosts)
+            raise InputError(f"{plan_file}: entry: no host {plan.entry} in {inventory_file}", f"it has {names}")
+        if not inventory.hosts[plan.entry].trusted:
+            hint = f"set `trusted: true` for {plan.entry}, or name a trusted host as entry"
+            raise InputError(f"{plan_file}: entry: {plan.entry} is not trusted, but sees the text", hint)
+        return cls(plan_file, plan, inventory_file, inventory)
+
+    @property
+    def cache(self) -> Path:
+        return self.plan_file.parent / ".edgesplit" / self.plan.name
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Raises ModelError; InputError when the plan asks for more context than the model has."""
+        source = self.plan.model
+        folder = resolve(source.source, source.revision, self.plan_file.parent)
+        found = open_checkpoint(folder, source.source, self.plan.dtype, self.cache / "chain.json")
+        wanted, has = self.plan.workload.max_context, found.chain.max_context
+        if has is not None and wanted > has:
+            raise InputError(
+                f"{self.plan_file}: workload.max_context is {wanted}, but {source.source} knows {has} positions",
+                f"set it to at most {has}",
+            )
+        return found
+
+    def cargo(self) -> Cargo:
+        """Everything that may be shipped; reads the weights once to name them, and remembers."""
+        return Cargo(self.plan, self.inventory, self.checkpoint, cut(self.checkpoint, self.cache / "hashes.json"))
+
+    # --- what verbs leave for each other ---
+
+    def save(self, name: str, value: Value) -> Path:
+        path = self.cache / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(value.to_json())
+        part.replace(path)
+        return path
+
+    def _load(self, name: str, kind: type[T], verb: str) -> T:
+        path = self.cache / name
+        try:
+            return kind.model_validate_json(path.read_text())
+        except FileNotFoundError:
+            raise MovedError(f"no {path} yet", f"run: edgesplit {verb} {self.plan_file}") from None
+        except (OSError, ValueError) as error:
+            raise MovedError(f"{path} cannot be used: {error}", f"run: edgesplit {verb} {self.plan_file}") from error
+
+    def fleet(self) -> Fleet:
+        """The saved profile. Raises MovedError when it was measured for something else."""
+        fleet = self._load("profile.json", Fleet, "profile")
+        if fleet.plan != measured_for(self.checkpoint, self.plan, self.inventory):
+            raise MovedError(
+                "the profile was measured for another model, dtype, workload or number of cores",
+                f"run: edgesplit profile {self.plan_file}",
+            )
+        return fleet
+
+    def digests(self, fleet: Fleet) -> Digests:
+        return Digests(
+            inventory=digest(self.inventory),
+            plan=digest(self.plan),
+            profile=fleet.digest,
+            checkpoint=self.checkpoint.chain.checkpoint,
+        )
+
+    def problem(self, fleet: Fleet) -> Problem:
+        return pose(self.checkpoint.chain, fleet, self.plan, self.inventory)
+
+    def split(self) -> Split:
+        """The saved split. Raises MovedError when anything it was computed from has changed since."""
+        split = self._load("split.json", Split, "plan")
+        now = self.digests(self.fleet())
+        changed = [name for name in Digests.model_fields if getattr(split.digests, name, None) != getattr(now, name)]
+        if changed:
+            raise MovedError(f"the {' and the '.join(changed)} changed since the split was computed",
+                             f"run: edgesplit plan {self.plan_file}")  # fmt: skip
+        return split

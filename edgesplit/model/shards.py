@@ -1,0 +1,128 @@
+"""Cut a checkpoint into shards, one per block, named by content. A shard is a safetensors file that is never written
+here: it is a header and the places of its bytes, read as it travels.
+
+Must not know: hosts, splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgesplit.errors import ModelError
+from edgesplit.model.checkpoint import COMMON, Checkpoint, TensorAt
+from edgesplit.values import Value
+
+PIECE = 2**20  # bytes per read
+
+
+@dataclass(frozen=True)
+class Shard:
+    """`sha256` and `size` of the safetensors file that `chunks()` yields."""
+
+    name: str
+    sha256: str
+    size: int
+    header: bytes
+    tensors: tuple[TensorAt, ...]
+
+    def chunks(self) -> Iterator[bytes]:
+        """The file's bytes. Raises ModelError when the checkpoint shrank meanwhile."""
+        yield self.header
+        yield from _data(self.tensors)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A checkpoint as shards: `blocks[k]` holds block k; `common` what every stage needs; `files` the side files."""
+
+    blocks: tuple[Shard, ...]
+    common: Shard
+    files: dict[str, tuple[str, Path]]  # name -> (sha256, where it is)
+
+    def all(self) -> dict[str, Shard]:
+        """By content hash."""
+        return {shard.sha256: shard for shard in (*self.blocks, self.common)}
+
+
+class HashCache(Value):
+    """Hashes already computed, valid while the files they came from are unchanged (size and mtime)."""
+
+    stamp: str
+    hashes: dict[str, str]
+
+
+def cut(checkpoint: Checkpoint, cache: Path, progress: Callable[[int], None] = lambda _: None) -> Cut:
+    """Name every block by its content, reading the weights once; `progress` gets the bytes read since its last call.
+
+    `cache`: a file that remembers the hashes. Raises ModelError.
+    """
+    known = _remembered(cache, stamp := _stamp(checkpoint))
+    places = [*range(len(checkpoint.chain.blocks)), COMMON]
+    shards = {place: _shard(checkpoint, place, known, progress) for place in places}
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_text(HashCache(stamp=stamp, hashes={s.name: s.sha256 for s in shards.values()}).to_json())
+    common = shards.pop(COMMON)
+    files = {path.name: (hashlib.sha256(path.read_bytes()).hexdigest(), path) for path in checkpoint.side_files}
+    return Cut(tuple(shards.values()), common, files)
+
+
+def _remembered(cache: Path, stamp: str) -> dict[str, str]:
+    try:
+        known = HashCache.model_validate_json(cache.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known.hashes if known.stamp == stamp else {}
+
+
+def _stamp(checkpoint: Checkpoint) -> str:
+    files = sorted({tensor.file for tensor in checkpoint.tensors.values()})
+    return json.dumps([[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+
+
+def _shard(checkpoint: Checkpoint, place: int, known: dict[str, str], progress: Callable[[int], None]) -> Shard:
+    tensors = tuple(
+        sorted((t for key, t in checkpoint.tensors.items() if checkpoint.places[key] == place), key=lambda t: t.key)
+    )
+    name = "common" if place == COMMON else checkpoint.chain.blocks[place].name
+    header = _header(tensors)
+    size = len(header) + sum(tensor.size for tensor in tensors)
+    sha = known.get(name)
+    if sha is None:
+        hasher = hashlib.sha256(header)
+        for piece in _data(tensors):
+            hasher.update(piece)
+            progress(len(piece))
+        sha = hasher.hexdigest()
+    else:
+        progress(size - len(header))
+    return Shard(name, sha, size, header, tensors)
+
+
+def _header(tensors: tuple[TensorAt, ...]) -> bytes:
+    """The safetensors header of these tensors laid end to end, padded to 8 bytes as the format asks."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for tensor in tensors:
+        entries[tensor.key] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [at, at + tensor.size]}
+        at += tensor.size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _data(tensors: tuple[TensorAt, ...]) -> Iterator[bytes]:
+    for tensor in tensors:
+        with tensor.file.open("rb") as file:
+            file.seek(tensor.start)
+            left = tensor.size
+            while left:
+                piece = file.read(min(PIECE, left))
+                if not piece:
+                    raise ModelError(f"{tensor.file} became shorter while it was read")
+                left -= len(piece)
+                yield piece

@@ -1,0 +1,1 @@
+"""The paper's Adaptive Orchestrator: keep, redistribute or re-split."""

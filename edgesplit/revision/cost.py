@@ -1,0 +1,230 @@
+"""What a split costs: the paper's Phi = alpha L + beta U + gamma P (eq. 3), and which limits it breaks (eq. 4-6).
+
+    time to first token = one chunk through all stages and hops + (chunks - 1) x the busiest host's or hop's time for
+                          a chunk + the head once
+    time per token      = max(one decode step through all stages and hops,
+                              concurrency x the busiest host's or hop's time for a step)
+    L = time to first token + (new tokens - 1) x time per token, seconds
+    U = the busiest host's busy seconds per request x Problem.load_unit
+    P = depth-weighted share of the blocks on untrusted hosts, 0..1
+
+A host that holds two stretches of the chain is busy with both; a hop is busy without its propagation.
+Must not know: how a split was found.
+"""
+
+from __future__ import annotations
+
+from edgesplit.errors import InfeasibleError
+from edgesplit.revision.problem import Problem
+from edgesplit.split import Split, Stage
+from edgesplit.units import format_size, format_time
+from edgesplit.values import Value
+
+LOAD_TOLERANCE = 2e-6  # twice the solver's tolerance: a load of exactly 1 is legal
+
+
+class StageCost(Value):
+    """One stage, for one decode step and one chunk of the prompt. Its memory is without the host's workspace."""
+
+    host: str
+    first: int
+    last: int
+    decode_seconds: float
+    chunk_seconds: float
+    memory_bytes: int
+
+
+class HopCost(Value):
+    """What leaves one stage for the next."""
+
+    source: str
+    target: str
+    decode_seconds: float
+    chunk_seconds: float
+
+
+class HostCost(Value):
+    """One host over all its stages; `load` is busy seconds per request x Problem.load_unit."""
+
+    host: str
+    decode_seconds: float
+    chunk_seconds: float
+    request_seconds: float
+    load: float
+    memory_bytes: int
+    budget_bytes: int
+
+
+class Costs(Value):
+    """Phi and where it comes from. `path_seconds`: one decode step through the ring; `busiest_seconds`: of the busiest
+    host or hop, for one decode step of all concurrent sequences; the larger is the time per token."""
+
+    phi: float
+    latency_seconds: float
+    utilization: float
+    privacy: float
+    time_to_first_token_seconds: float
+    time_per_token_seconds: float
+    path_seconds: float
+    busiest_seconds: float
+    busiest: str
+    stages: tuple[StageCost, ...]
+    hops: tuple[HopCost, ...]
+    hosts: tuple[HostCost, ...]
+
+
+def evaluate(split: Split, problem: Problem) -> Costs:
+    """Raises InfeasibleError for hosts or links that are not there; other limits are `violations`' business."""
+    broken = _broken(split, problem)
+    if broken:
+        raise InfeasibleError("; ".join(broken))
+    stages = tuple(_stage_cost(stage, problem) for stage in split.stages)
+    hops = tuple(_hop_cost(*pair, problem) for pair in zip(split.stages, split.stages[1:], strict=False))
+    hosts = tuple(_host_cost(host, split, problem) for host in split.hosts)
+    work = problem.workload
+    head = problem.hosts[stages[-1].host].head
+    path = sum(stage.decode_seconds for stage in stages) + sum(hop.decode_seconds for hop in hops)
+    busiest, busy = _busiest(split, hosts, problem)
+    token = max(path, busy)
+    first = sum(stage.chunk_seconds for stage in stages) + sum(hop.chunk_seconds for hop in hops) + head
+    first += (problem.chunks - 1) * _busiest_chunk(split, hosts, problem)
+    latency = first + (work.new_tokens - 1) * token
+    utilization = max(host.load for host in hosts)
+    exposed = [
+        share for host, share in zip(split.placement(), problem.depth, strict=True) if host not in problem.trusted
+    ]
+    wish = problem.objective
+    return Costs(
+        phi=wish.latency * latency + wish.utilization * utilization + wish.privacy * sum(exposed),
+        latency_seconds=latency,
+        utilization=utilization,
+        privacy=sum(exposed),
+        time_to_first_token_seconds=first,
+        time_per_token_seconds=token,
+        path_seconds=path,
+        busiest_seconds=busy,
+        busiest=busiest,
+        stages=stages,
+        hops=hops,
+        hosts=hosts,
+    )
+
+
+def _stage_cost(stage: Stage, problem: Problem) -> StageCost:
+    costs, blocks = problem.hosts[stage.host], slice(stage.first, stage.last + 1)
+    return StageCost(
+        host=stage.host,
+        first=stage.first,
+        last=stage.last,
+        decode_seconds=costs.decode_overhead + sum(costs.decode[blocks]),
+        chunk_seconds=costs.chunk_overhead + sum(costs.chunk[blocks]),
+        memory_bytes=problem.common + sum(problem.memory[blocks]),
+    )
+
+
+def _hop_cost(left: Stage, right: Stage, problem: Problem) -> HopCost:
+    return HopCost(
+        source=left.host,
+        target=right.host,
+        decode_seconds=problem.hop(left.host, right.host, left.last, 1),
+        chunk_seconds=problem.hop(left.host, right.host, left.last, problem.chunk_tokens),
+    )
+
+
+def _host_cost(host: str, split: Split, problem: Problem) -> HostCost:
+    own = [_stage_cost(stage, problem) for stage in split.of(host)]
+    decode = sum(stage.decode_seconds for stage in own)
+    chunk = sum(stage.chunk_seconds for stage in own)
+    head = problem.hosts[host].head if host == split.entry else 0.0
+    request = problem.request_seconds(chunk, decode, head)
+    return HostCost(
+        host=host,
+        decode_seconds=decode,
+        chunk_seconds=chunk,
+        request_seconds=request,
+        load=request * problem.load_unit,
+        memory_bytes=problem.workspace + sum(stage.memory_bytes for stage in own),
+        budget_bytes=problem.hosts[host].budget,
+    )
+
+
+def _occupied(split: Split, problem: Problem, tokens: float) -> list[tuple[str, float]]:
+    """Each hop's name and the seconds its link is busy."""
+    return [
+        (f"{left.host} -> {right.host}", problem.occupied(left.host, right.host, left.last, tokens))
+        for left, right in zip(split.stages, split.stages[1:], strict=False)
+    ]
+
+
+def _busiest(split: Split, hosts: tuple[HostCost, ...], problem: Problem) -> tuple[str, float]:
+    """The host or hop that bounds how many tokens per second leave the ring: its name, and seconds per token and
+    sequence while `concurrency` sequences are in flight."""
+    busy = [(host.host, host.decode_seconds) for host in hosts] + _occupied(split, problem, 1)
+    name, seconds = max(busy, key=lambda one: one[1])
+    return name, seconds * problem.workload.concurrency
+
+
+def _busiest_chunk(split: Split, hosts: tuple[HostCost, ...], problem: Problem) -> float:
+    wires = [seconds for _, seconds in _occupied(split, problem, problem.chunk_tokens)]
+    return max([host.chunk_seconds for host in hosts] + wires)
+
+
+def violations(split: Split, problem: Problem) -> list[str]:
+    """Every limit the split breaks (eq. 4-6), with the numbers; empty if it may be deployed."""
+    broken = _broken(split, problem)
+    if split.blocks != len(problem.blocks):
+        return broken
+    return broken + _pins_broken(split, problem) + _limits_broken(split, problem)
+
+
+def _broken(split: Split, problem: Problem) -> list[str]:
+    """What keeps a split from being evaluated at all."""
+    if split.blocks != len(problem.blocks):
+        return [f"the split covers {split.blocks} blocks, the model has {len(problem.blocks)}"]
+    found = [
+        f"{stage.host} holds {problem.name(*range(stage.first, stage.last + 1))} but cannot be used: "
+        f"{problem.unusable.get(stage.host, 'not in the inventory')}"
+        for stage in split.stages
+        if stage.host not in problem.hosts
+    ]
+    hops = {(left.host, right.host) for left, right in zip(split.stages, split.stages[1:], strict=False)}
+    usable = [hop for hop in sorted(hops) if hop[0] in problem.hosts and hop[1] in problem.hosts]
+    return found + [f"no link from {hop[0]} to {hop[1]}" for hop in usable if not problem.linked(*hop)]
+
+
+def _pins_broken(split: Split, problem: Problem) -> list[str]:
+    found = []
+    for stage in split.stages:
+        wrong = [block for block in range(stage.first, stage.last + 1) if stage.host not in problem.legal[block]]
+        if wrong:
+            found.append(f"{problem.name(*wrong)} may not be on {stage.host}")
+    return found
+
+
+def _limits_broken(split: Split, problem: Problem) -> list[str]:
+    found = []
+    for host in (host for host in split.hosts if host in problem.hosts):
+        cost = _host_cost(host, split, problem)
+        if cost.memory_bytes > cost.budget_bytes:
+            found.append(
+                f"{host}: its blocks need {format_size(cost.memory_bytes)}, it allows {format_size(cost.budget_bytes)}"
+            )
+        if problem.workload.rate > 0 and cost.load > 1 + LOAD_TOLERANCE:
+            found.append(
+                f"{host}: a request keeps it busy for {format_time(cost.request_seconds)}, "
+                f"so {problem.workload.rate:g} requests per second load it to {cost.load:.0%}"
+            )
+    return found
+
+
+def service_notes(costs: Costs, problem: Problem) -> list[str]:
+    """The service levels that are missed. They are reported, not enforced: a slow answer may be better than none."""
+    levels = (
+        ("time to first token", costs.time_to_first_token_seconds, problem.service.time_to_first_token),
+        ("time per token", costs.time_per_token_seconds, problem.service.time_per_token),
+    )
+    return [
+        f"{name} is {format_time(value)}, over the wished {format_time(limit)}"
+        for name, value, limit in levels
+        if limit is not None and value > limit
+    ]

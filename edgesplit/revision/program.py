@@ -1,0 +1,378 @@
+"""The integer program of Split Revision (eq. 3-7 and 9), in PuLP, solved with HiGHS.
+
+The chain is cut into segments of `count` identical units. Within a segment a host has at most one stretch; which hosts
+have one, in which order and how long, is a route:
+
+    first[h], last[h]   the segment begins, ends on h                       one of each
+    arc[h,g]            g's stretch follows h's                             in-degree = out-degree = visit[h]
+    count[h]            units on h                                          visit <= count <= limit x visit
+    done[h,g]           units done when the route goes from h to g          a flow, so that no cycle stands alone
+    joint[h,g]          the segment ends on h and the next begins on g      free when h = g: the same stage goes on
+
+A segment of one unit needs only `first`: that is the paper's x_ij (eq. 4). Memory and load are eq. 5; pins (eq. 6 and
+10) are variables that do not exist. The maxima in L and U are variables above their arguments. P counts layers by
+position: see `_exposure`. Times are divided by Problem-sized constants, so that the solver's absolute tolerances are
+relative ones; memory is in KiB with half a byte to spare, which is exact.
+Must not know: plans, or how a result is explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import highspy
+import pulp
+
+from edgesplit.errors import EdgesplitError
+from edgesplit.revision.problem import Problem
+from edgesplit.revision.segments import Hop, Segment, counting_is_exact, cut
+from edgesplit.split import Split
+
+TOLERANCE = 1e-9  # of the solver, on numbers scaled to about 1
+OPTIONS = {
+    "threads": 1,  # with the fixed seed: equal problems, equal answers
+    "random_seed": 0,
+    "mip_rel_gap": TOLERANCE,
+    "mip_abs_gap": TOLERANCE,
+    "mip_feasibility_tolerance": TOLERANCE,
+    "primal_feasibility_tolerance": TOLERANCE,
+    "dual_feasibility_tolerance": TOLERANCE,
+}
+KIB = 1024
+Expression = Any  # PuLP's; it is untyped here
+
+
+class _Highs(highspy.Highs):  # type: ignore[misc] # untyped here
+    """HiGHS logs a banner to stdout at the first call that is not about its options, and its constructor makes one."""
+
+    def enableCallbacks(self) -> None:  # noqa: N802 # HiGHS's name
+        self.setOptionValue("output_flag", False)
+        super().enableCallbacks()
+
+
+class _Solver(pulp.HiGHS):  # type: ignore[misc] # untyped here
+    """PuLP's HiGHS, silent."""
+
+    def createAndConfigureSolver(self, lp: Any) -> None:  # noqa: N802 # PuLP's name
+        lp.solverModel = _Highs()
+        for name, value in self.optionsDict.items():
+            lp.solverModel.setOptionValue(name, value)
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best host of each block; Phi as the program sees it, and the proven lower bound on it.
+
+    `complete`: every split was considered, not only those with one stretch per host and segment.
+    """
+
+    placement: tuple[str, ...]
+    objective: float
+    bound: float
+    complete: bool
+
+
+@dataclass
+class _Piece:
+    """The variables of one segment; with one unit, the first four are the same ones and there are no arcs."""
+
+    segment: Segment
+    first: dict[str, Expression]
+    last: dict[str, Expression]
+    visit: dict[str, Expression]
+    count: dict[str, Expression]
+    arc: dict[Hop, Expression]
+    done: dict[Hop, Expression]
+
+
+def optimise(problem: Problem, fixed_boundaries: Split | None = None, merge: bool = True) -> Optimum | None:
+    """None when nothing satisfies all constraints. See solver.solve for the two options."""
+    segments = cut(problem, fixed_boundaries, merge)
+    complete = counting_is_exact(problem, segments)
+    optimum = _solve(problem, segments, complete)
+    if optimum is None and not complete:  # links that join hosts only through others need a second stretch there
+        return _solve(problem, cut(problem, None, merge=False), complete=True)
+    return optimum
+
+
+def _solve(problem: Problem, segments: list[Segment], complete: bool) -> Optimum | None:
+    if any(not segment.limits for segment in segments):
+        return None
+    program = _Program(problem, segments)
+    status = program.lp.solve(_Solver(msg=False, **OPTIONS))
+    if status == pulp.LpStatusInfeasible:
+        return None
+    if status != pulp.LpStatusOptimal:
+        raise EdgesplitError(f"the solver stopped without an answer: {pulp.LpStatus[status]}")
+    constant = program.lp.objective.constant
+    return Optimum(
+        placement=tuple(program.placement()),
+        objective=pulp.value(program.lp.objective) * program.scale,
+        bound=(program.lp.solverModel.getInfo().mip_dual_bound + constant) * program.scale,
+        complete=complete,
+    )
+
+
+class _Program:
+    def __init__(self, problem: Problem, segments: list[Segment]) -> None:
+        self.problem = problem
+        self.lp = pulp.LpProblem("split_revision", pulp.LpMinimize)
+        self.number = {host: str(number) for number, host in enumerate(problem.hosts)}
+        self.pieces = [self._piece(number, segment) for number, segment in enumerate(segments)]
+        self.joints = [
+            self._joint(number, *pair) for number, pair in enumerate(zip(self.pieces, self.pieces[1:], strict=False))
+        ]
+        self.stages = [self._new_stages(number, piece) for number, piece in enumerate(self.pieces)]
+        self.hosts = [host for host in problem.hosts if any(host in segment.limits for segment in segments)]
+        self._limit_memory()
+        self.load = {host: self._request_seconds(host) for host in self.hosts}
+        self._limit_load()
+        self.scale = self._scale()
+        self.lp += self._objective() * (1 / self.scale)
+
+    # Variables
+
+    def _number(self, name: str, *keys: object, kind: str = pulp.LpContinuous, most: float | None = 1) -> Expression:
+        words = [name, *(self.number.get(key, str(key)) if isinstance(key, str) else str(key) for key in keys)]
+        return self.lp.add_variable("_".join(words), 0, most, kind)
+
+    def _piece(self, number: int, segment: Segment) -> _Piece:
+        hosts = segment.limits
+        first = {host: self._number("first", number, host, kind=pulp.LpBinary) for host in hosts}
+        self.lp += pulp.lpSum(first.values()) == 1
+        if segment.count == 1:
+            return _Piece(segment, first, first, first, first, {}, {})
+        pairs = [(left, right) for left in hosts for right in hosts if self.problem.linked(left, right)]
+        piece = _Piece(
+            segment,
+            first,
+            last={host: self._number("last", number, host, kind=pulp.LpBinary) for host in hosts},
+            visit={host: self._number("visit", number, host) for host in hosts},
+            count={host: self._number("count", number, host, kind=pulp.LpInteger, most=hosts[host]) for host in hosts},
+            arc={pair: self._number("arc", number, *pair, kind=pulp.LpBinary) for pair in pairs},
+            done={pair: self._number("done", number, *pair, most=segment.count - 1) for pair in pairs},
+        )
+        self._route(piece)
+        return piece
+
+    def _route(self, piece: _Piece) -> None:
+        lp, total = self.lp, piece.segment.count
+        lp += pulp.lpSum(piece.last.values()) == 1
+        lp += pulp.lpSum(piece.count.values()) == total
+        for host, limit in piece.segment.limits.items():
+            lp += piece.first[host] + _into(piece.arc, host) == piece.visit[host]
+            lp += piece.last[host] + _out_of(piece.arc, host) == piece.visit[host]
+            lp += piece.count[host] >= piece.visit[host]
+            lp += piece.count[host] <= limit * piece.visit[host]
+            came = _into(piece.done, host) + piece.count[host]
+            lp += came == _out_of(piece.done, host) + total * piece.last[host]
+        for pair, arc in piece.arc.items():
+            lp += piece.done[pair] <= (total - 1) * arc
+            lp += piece.done[pair] >= arc
+
+    def _joint(self, number: int, left: _Piece, right: _Piece) -> dict[Hop, Expression]:
+        """Determined by `last` and `first`, so it need not be declared binary."""
+        joint = {
+            (source, target): self._number("joint", number, source, target)
+            for source in left.last
+            for target in right.first
+            if source == target or self.problem.linked(source, target)
+        }
+        for host, last in left.last.items():
+            self.lp += _out_of(joint, host) == last
+        for host, first in right.first.items():
+            self.lp += _into(joint, host) == first
+        return joint
+
+    def _new_stages(self, number: int, piece: _Piece) -> dict[str, Expression]:
+        """Per host: does a stage begin in this segment? Not where the one before goes on."""
+        before = self.joints[number - 1] if number else {}
+        return {host: visit - before.get((host, host), 0) for host, visit in piece.visit.items()}
+
+    # Constraints
+
+    def _per_host(self, host: str, units: list[float], stage: float) -> Expression:
+        """`units`: what one unit of each segment costs on this host; `stage`: what a stage costs."""
+        terms = []
+        for piece, starts, unit in zip(self.pieces, self.stages, units, strict=True):
+            if host in piece.count:
+                terms += [unit * piece.count[host], stage * starts[host]]
+        return pulp.lpSum(terms)
+
+    def _limit_memory(self) -> None:
+        problem = self.problem
+        units = [sum(problem.memory[piece.segment.unit]) / KIB for piece in self.pieces]
+        for host in self.hosts:
+            used = self._number("used", host)
+            for piece in self.pieces:
+                if host in piece.visit:
+                    self.lp += used >= piece.visit[host]
+            room = (problem.hosts[host].budget + 0.5) / KIB
+            held = self._per_host(host, units, problem.common / KIB)
+            self.lp += held + problem.workspace / KIB * used <= room
+
+    def _busy(self, host: str, per_block: tuple[float, ...], overhead: float) -> Expression:
+        return self._per_host(host, [sum(per_block[piece.segment.unit]) for piece in self.pieces], overhead)
+
+    def _decode(self, host: str) -> Expression:
+        costs = self.problem.hosts[host]
+        return self._busy(host, costs.decode, costs.decode_overhead)
+
+    def _chunk(self, host: str) -> Expression:
+        costs = self.problem.hosts[host]
+        return self._busy(host, costs.chunk, costs.chunk_overhead)
+
+    def _head(self, host: str) -> Expression:
+        return self.problem.hosts[host].head * self.pieces[-1].last.get(host, 0)
+
+    def _request_seconds(self, host: str) -> Expression:
+        problem = self.problem
+        steps = problem.workload.new_tokens - 1
+        return problem.chunks * self._chunk(host) + self._head(host) + steps * self._decode(host)
+
+    def _limit_load(self) -> None:
+        if self.problem.workload.rate > 0:
+            for load in self.load.values():
+                self.lp += self.problem.workload.rate * load <= 1
+
+    # Objective (eq. 3)
+
+    def _scale(self) -> float:
+        wish = self.problem.objective
+        alone = min(self.problem.alone_seconds(host) for host in self.problem.hosts)
+        return wish.latency * alone + wish.utilization * alone * self.problem.load_unit + wish.privacy or 1.0
+
+    def _objective(self) -> Expression:
+        wish = self.problem.objective
+        phi = pulp.LpAffineExpression()
+        if wish.latency > 0:
+            phi += wish.latency * self._latency()
+        if wish.utilization > 0:
+            loads = [self.problem.load_unit * load for load in self.load.values()]
+            phi += wish.utilization * self._most("utilization", loads)
+        if wish.privacy > 0:
+            phi += wish.privacy * pulp.lpSum(self._exposure(number) for number in range(len(self.pieces)))
+        return phi
+
+    def _latency(self) -> Expression:
+        problem, work = self.problem, self.problem.workload
+        decode = [self._decode(host) for host in self.hosts]
+        chunk = [self._chunk(host) for host in self.hosts]
+        path = pulp.lpSum(decode) + pulp.lpSum(self._wires(problem.hop, 1))
+        first = pulp.lpSum(chunk) + pulp.lpSum(self._wires(problem.hop, problem.chunk_tokens))
+        first += pulp.lpSum(self._head(host) for host in self.hosts)
+        if problem.chunks > 1:
+            wires = self._wires(problem.occupied, problem.chunk_tokens)
+            first += (problem.chunks - 1) * self._most("busiest_chunk", chunk + wires)
+        token = path
+        if work.concurrency > 1:  # one sequence alone never waits for another
+            busy = [work.concurrency * one for one in decode + self._wires(problem.occupied, 1)]
+            token = self._most("token", [path, *busy])
+        return first + (work.new_tokens - 1) * token
+
+    def _most(self, name: str, values: Iterable[Expression]) -> Expression:
+        """A variable that is at least each value, in units of the largest coefficient, so that it is about 1."""
+        values = list(values)
+        unit = max((abs(factor) for value in values for factor in value.values()), default=0.0) or 1.0
+        most = self._number(name, most=None)
+        for value in values:
+            self.lp += most >= value * (1 / unit)
+        return unit * most
+
+    def _wires(self, seconds: Any, tokens: float) -> list[Expression]:
+        """The hops' seconds, as few expressions as possible: of those summed in one, at most one hop is taken."""
+        wires = []
+        for piece in self.pieces:
+            block = piece.segment.blocks[-1]
+            for host in piece.visit:
+                leaving = [(pair, arc) for pair, arc in piece.arc.items() if pair[0] == host]
+                wires.append(pulp.lpSum(seconds(*pair, block, tokens) * arc for pair, arc in leaving))
+        for piece, joint in zip(self.pieces, self.joints, strict=False):
+            block = piece.segment.blocks[-1]
+            moves = [(pair, taken) for pair, taken in joint.items() if pair[0] != pair[1]]
+            wires.append(pulp.lpSum(seconds(*pair, block, tokens) * taken for pair, taken in moves))
+        return [wire for wire in wires if len(wire)]
+
+    def _exposure(self, number: int) -> Expression:
+        """The segment's part of P, exactly, though layers are only counted.
+
+        With W(p) the depth weight of its first p units, an untrusted stretch from p to q weighs W(q) - W(p), so P is
+        the sum of W over the positions where the route leaves untrusted hosts, less that where it enters them. W is
+        concave: -W is the maximum of its tangents; W takes one binary per untrusted host and position.
+        """
+        piece, problem = self.pieces[number], self.problem
+        weights = problem.depth[piece.segment.first : piece.segment.blocks[-1] + 1]
+        if piece.segment.count == 1:
+            return sum(weights) * _sum_over(piece.first, problem.trusted)
+        terms = [sum(weights) * _sum_over(piece.last, problem.trusted)]
+        for host in piece.visit:
+            if host not in problem.trusted:
+                terms += [self._leaving(number, host, weights), -1 * self._entering(number, host, weights)]
+        exposed = self._number("exposed", number)
+        self.lp += exposed >= pulp.lpSum(terms)
+        self._at_least_the_deepest(exposed, _sum_over(piece.count, problem.trusted), weights)
+        return exposed
+
+    def _at_least_the_deepest(self, exposed: Expression, units: Expression, weights: tuple[float, ...]) -> None:
+        """Implied by the rest, but not by its relaxation: `units` units expose at least what the deepest ones would."""
+        deepest = weights[::-1]
+        for number, slope in enumerate(deepest):
+            self.lp += exposed >= sum(deepest[:number]) - number * slope + slope * units
+
+    def _leaving(self, number: int, host: str, weights: tuple[float, ...]) -> Expression:
+        """W at the position where the route goes from this untrusted host to a trusted one."""
+        piece, positions = self.pieces[number], range(1, len(weights))
+        pairs = [pair for pair in piece.arc if pair[0] == host and pair[1] in self.problem.trusted]
+        if not pairs:
+            return pulp.LpAffineExpression()
+        at = {position: self._number("leave", number, host, position, kind=pulp.LpBinary) for position in positions}
+        self.lp += pulp.lpSum(at.values()) == pulp.lpSum(piece.arc[pair] for pair in pairs)
+        moved = pulp.lpSum(position * chosen for position, chosen in at.items())
+        self.lp += moved == pulp.lpSum(piece.done[pair] for pair in pairs)
+        return pulp.lpSum(sum(weights[:position]) * chosen for position, chosen in at.items())
+
+    def _entering(self, number: int, host: str, weights: tuple[float, ...]) -> Expression:
+        """W at the position where the route comes to this untrusted host from a trusted one."""
+        piece = self.pieces[number]
+        pairs = [pair for pair in piece.arc if pair[1] == host and pair[0] in self.problem.trusted]
+        if not pairs:
+            return pulp.LpAffineExpression()
+        entered = self._number("enter", number, host)
+        taken = pulp.lpSum(piece.arc[pair] for pair in pairs)
+        done = pulp.lpSum(piece.done[pair] for pair in pairs)
+        for position in range(1, len(weights)):
+            slope = weights[position]
+            self.lp += entered <= (sum(weights[:position]) - position * slope) * taken + slope * done
+        return entered
+
+    # Answer
+
+    def placement(self) -> Iterable[str]:
+        """The host of each block, along the routes."""
+        for piece in self.pieces:
+            host = _chosen(piece.first)
+            for _ in piece.visit:
+                units = round(pulp.value(piece.count[host]))
+                yield from [host] * (units * piece.segment.width)
+                onward = [pair for pair, arc in piece.arc.items() if pair[0] == host and pulp.value(arc) > 0.5]
+                if not onward:
+                    break
+                host = onward[0][1]
+
+
+def _into(pairs: dict[Hop, Expression], host: str) -> Expression:
+    return pulp.lpSum(value for pair, value in pairs.items() if pair[1] == host)
+
+
+def _out_of(pairs: dict[Hop, Expression], host: str) -> Expression:
+    return pulp.lpSum(value for pair, value in pairs.items() if pair[0] == host)
+
+
+def _sum_over(chosen: dict[str, Expression], trusted: frozenset[str]) -> Expression:
+    return pulp.lpSum(value for host, value in chosen.items() if host not in trusted)
+
+
+def _chosen(variables: dict[str, Expression]) -> str:
+    return max(variables, key=lambda host: float(pulp.value(variables[host])))

@@ -1,0 +1,105 @@
+"""The chain cut into segments for the integer program: what is counted, and what is placed one by one.
+
+Must not know: the program itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby, permutations
+
+from edgesplit.errors import InputError
+from edgesplit.revision.problem import Problem
+from edgesplit.split import Split
+
+Hop = tuple[str, str]
+ROUNDING = 1 + 1e-12  # of seconds added in another order
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`count` identical units of `width` blocks each, from block `first` on; one of both is 1.
+
+    `limits`: host -> units of this segment that fit its memory, for every host that may hold one.
+    """
+
+    first: int
+    count: int
+    width: int
+    limits: dict[str, int]
+
+    @property
+    def blocks(self) -> range:
+        return range(self.first, self.first + self.count * self.width)
+
+    @property
+    def unit(self) -> slice:
+        return slice(self.first, self.first + self.width)
+
+
+def cut(problem: Problem, fixed_boundaries: Split | None, merge: bool) -> list[Segment]:
+    """The running split's stages, or runs of identical blocks if `merge`, or every block for itself."""
+    if fixed_boundaries is not None:
+        if fixed_boundaries.blocks != len(problem.blocks):
+            raise InputError(f"the split covers {fixed_boundaries.blocks} blocks, the model has {len(problem.blocks)}")
+        return [_segment(problem, stage.first, 1, len(stage)) for stage in fixed_boundaries.stages]
+    if not merge:
+        return [_segment(problem, block, 1, 1) for block in range(len(problem.blocks))]
+    runs = [list(run) for _, run in groupby(range(len(problem.blocks)), key=lambda block: _kind(problem, block))]
+    return [_segment(problem, run[0], len(run), 1) for run in runs]
+
+
+def _kind(problem: Problem, number: int) -> tuple[object, ...]:
+    """Equal for blocks that differ in nothing but their place in the chain."""
+    block = problem.blocks[number]
+    sizes = (block.weight_bytes, problem.memory[number], block.output_bytes_per_token)
+    return (block.kind, *sizes, problem.legal[number])
+
+
+def _segment(problem: Problem, first: int, count: int, width: int) -> Segment:
+    blocks = range(first, first + count * width)
+    hosts = [host for host in problem.hosts if all(host in problem.legal[block] for block in blocks)]
+    limits = {host: min(count, _fitting(problem, host, blocks, width)) for host in hosts}
+    return Segment(first, count, width, {host: limit for host, limit in limits.items() if limit > 0})
+
+
+def _fitting(problem: Problem, host: str, blocks: range, width: int) -> int:
+    """Units of a segment that fit beside what can be nowhere else."""
+    elsewhere = [block for block in range(len(problem.blocks)) if block not in blocks]
+    bound = sum(problem.memory[block] for block in elsewhere if problem.legal[block] == {host})
+    room = problem.hosts[host].budget - problem.workspace - problem.common - bound
+    unit = sum(problem.memory[blocks.start : blocks.start + width])
+    if unit == 0:
+        return len(blocks) if room >= 0 else 0
+    return max(0, room // unit)
+
+
+def counting_is_exact(problem: Problem, segments: Iterable[Segment]) -> bool:
+    """Is the best split among those in which a host has one stretch per segment?
+
+    It is where a relay never pays: then a second stretch of a host can join its first (or, on an untrusted host, the
+    first its last, which exposes deeper layers) and the hops around it become one. That one must be no slower than
+    both and occupy its link no longer than the slower of both, and what crosses a boundary must be the same at all.
+    """
+    if all(segment.count == 1 for segment in segments):
+        return True
+    if len({block.output_bytes_per_token for block in problem.blocks[:-1]}) > 1:
+        return False
+    return all(_relay_never_pays(problem, *hosts) for hosts in permutations(problem.hosts, 3))
+
+
+def _relay_never_pays(problem: Problem, source: str, relay: str, target: str) -> bool:
+    if not (problem.linked(source, relay) and problem.linked(relay, target)):
+        return True
+    if not problem.linked(source, target):
+        return False
+    direct, legs = (source, target), ((source, relay), (relay, target))
+    for tokens in (1, problem.chunk_tokens):
+        arrival = sum(problem.hop(*leg, 0, tokens) for leg in legs)
+        occupied = max(problem.occupied(*leg, 0, tokens) for leg in legs)
+        if problem.hop(*direct, 0, tokens) > arrival * ROUNDING:
+            return False
+        if problem.occupied(*direct, 0, tokens) > occupied * ROUNDING:
+            return False
+    return True

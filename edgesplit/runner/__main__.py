@@ -1,0 +1,161 @@
+"""The runner's command line, on the host:
+
+    serve    run until told to stop (SIGTERM)
+    control  pass one message from standard input to the runner of this folder, print its answer
+    measure  measure this host with layers of the model, print JSON
+    probe    read this host's spare capacity, print JSON
+    listen   answer one link measurement
+    call     measure the link to a listening host, print JSON
+
+Must not know: the controller; a person never calls it by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("runner")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="runner", description=__doc__)
+    verbs = parser.add_subparsers(required=True, dest="verb")
+    serve = verbs.add_parser("serve")
+    serve.add_argument("--host", required=True)
+    serve.add_argument("--deployment", required=True)
+    serve.add_argument("--threads", type=int, default=0)
+    serve.add_argument("--device", default="")
+    control = verbs.add_parser("control")
+    control.add_argument("--wait", type=float, default=0.0)
+    for name in ("measure", "probe", "listen", "call"):
+        verbs.add_parser(name).add_argument("arguments", type=json.loads, nargs="?", default={})
+    options = parser.parse_args(arguments)
+    if options.verb == "serve":
+        return _serve(options)
+    if options.verb == "control":
+        return _control(options.wait)
+    print(json.dumps(_measurement(options.verb)(options.arguments)))
+    return 0
+
+
+def _measurement(verb: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    if verb == "measure":
+        from .measure import measure
+
+        return measure
+    from . import probe
+
+    return {"probe": probe.probe, "listen": probe.listen, "call": probe.call}[verb]
+
+
+def _control(wait: float) -> int:
+    from .control import ask
+
+    folder, request = Path.cwd(), sys.stdin.buffer.read()
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            sys.stdout.buffer.write(ask(folder, request, timeout=600))
+            return 0
+        except OSError as error:
+            if time.monotonic() > deadline or not _alive(folder):
+                print(json.dumps({"absent": f"no runner answers: {error.strerror or error}"}))
+                return 0
+            time.sleep(0.1)
+
+
+def _alive(folder: Path) -> bool:
+    """Is the process of runner.pid there (and not a zombie, whose command line is empty)?"""
+    try:
+        number = int((folder / "runner.pid").read_text())
+        return bool(Path(f"/proc/{number}/cmdline").read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Signals are waited for in the main thread; everything else has threads of its own."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s", stream=sys.stderr)
+    folder = Path.cwd()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from .control import Server
+    from .core import Core
+    from .link import Identity
+    from .store import Store
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    identity = Identity(folder / "keys" / "ca.pem", folder / "keys" / "host.pem", folder / "keys" / "host.key")
+    core = Core(options.host, Store(folder), identity, device)
+    server = Server(folder, _handler(core, options.deployment, folder))
+    server.start()
+    log.info("runner of %s for %s: %d threads, %s", options.host, options.deployment, torch.get_num_threads(), device)
+    number = signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    log.info("stopping on %s", signal.Signals(number).name)
+    server.close()
+    core.close()
+    (folder / "runner.pid").unlink(missing_ok=True)
+    return 0
+
+
+def _handler(core: Any, deployment: str, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """From a control message to the core's answer; commands one at a time, `status` at any time."""
+    from .gate import Gate, Refused
+    from .manifest import parse
+
+    store = core.store
+    gate = Gate(deployment, folder / "keys" / "controller.pub", lambda: store.read("serial"), lambda s: store.write("serial", s))
+    one = threading.Lock()
+    records: dict[int, str] = {}
+
+    def prepare(command: dict[str, Any]) -> Any:
+        manifest = parse(command["manifest"])
+        return core.prepare(manifest)
+
+    verbs: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "prepare": prepare,
+        "link": lambda command: core.link(command["epoch"], command["timeout"]),
+        "trial": lambda command: core.trial(command["epoch"], command["timeout"]),
+        "commit": lambda command: core.commit(command["epoch"], records[command["epoch"]]),
+        "retire": lambda command: core.retire(command["epoch"]),
+    }
+
+    def handle(message: dict[str, Any]) -> dict[str, Any]:
+        if message.get("verb") == "status":
+            return {"ok": core.status()}
+        try:
+            with one:
+                command = gate.open(message)
+                verb = command["verb"]
+                log.info("%s epoch %s", verb, command.get("epoch"))
+                answer = verbs[verb](command)
+                if verb == "prepare":
+                    records[command["epoch"]] = json.dumps(message)
+            return {"ok": answer}
+        except Refused as error:
+            log.warning("refused: %s", error)
+            return {"error": f"refused: {error}"}
+        except Exception as error:  # noqa: BLE001 - the main loop's handler: every failure is answered and logged
+            log.exception("%s failed", message.get("verb", "a command"))
+            return {"error": str(error) or repr(error)}
+
+    return handle
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""The entry's OpenAI-compatible HTTP API: /v1/models, /v1/completions, /v1/chat/completions, /healthz.
+
+Runs uvicorn in a thread of its own; hands requests to the worker and takes tokens from it.
+Must not know: the ring, epochs, where the model runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from transformers import AutoTokenizer, GenerationConfig
+
+from .entry import Entry, Overloaded, Request
+from .manifest import Service
+from .sampling import defaults, stop_tokens
+from .text import Detokenizer
+from .wishes import BadRequest, Wish, read_wish
+from .worker import Worker
+
+PATIENCE = 300.0  # seconds without a token after which a request is given up
+MAX_BODY = 4 * 2**20  # bytes
+HEALTHY = 10.0  # seconds a health check waits for the worker
+log = logging.getLogger("runner")
+
+
+@dataclass
+class Answer:
+    """One request on its way: what the worker says arrives in `events`, on the server's loop."""
+
+    wish: Wish
+    prompt: tuple[int, ...]
+    events: asyncio.Queue[tuple[int | None, str | None]] = field(default_factory=asyncio.Queue)
+    number: int = 0
+    tokens: list[int] = field(default_factory=list)
+    name: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+class Api:
+    def __init__(self, service: Service, folder: Path, entry: Entry, worker: Worker, deployment: str) -> None:
+        self.service = service
+        self._entry, self._worker, self._deployment = entry, worker, deployment
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with contextlib.suppress(OSError):
+            self._config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        if not hasattr(self, "_config"):
+            self._config = GenerationConfig()
+        self._stops = stop_tokens(self._config) or frozenset(
+            [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
+        )
+        self._server: uvicorn.Server | None = None
+
+    def open(self) -> None:
+        """Bind now (OSError when the port is taken), serve in a thread."""
+        sock = socket.create_server((self.service.address, self.service.port))
+        routes = [
+            Route("/v1/models", self._models),
+            Route("/v1/completions", self._completions, methods=["POST"]),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/healthz", self._health),
+        ]
+        app = Starlette(routes=routes, exception_handlers={BadRequest: _bad, Overloaded: _overloaded})
+        config = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=2)
+        self._server = uvicorn.Server(config)
+        threading.Thread(target=self._server.run, args=([sock],), name="api", daemon=True).start()
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+
+    # --- routes ---
+
+    async def _models(self, _: HttpRequest) -> Response:
+        model = {"id": self.service.model, "object": "model", "created": 0, "owned_by": self._deployment}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def _health(self, _: HttpRequest) -> Response:
+        report = await asyncio.wait_for(asyncio.wrap_future(self._worker.call(self._entry.report)), HEALTHY)
+        return JSONResponse({"status": "ok" if report["serving"] else "waiting", **report}, 200 if report["serving"] else 503)
+
+    async def _completions(self, http: HttpRequest) -> Response:
+        body = await _body(http)
+        prompt = body.get("prompt")
+        if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+            prompt = prompt[0]
+        if isinstance(prompt, str):
+            ids = self._tokenizer(prompt)["input_ids"]
+        elif isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+            ids = prompt
+        else:
+            raise BadRequest("prompt must be a string or a list of token ids (one prompt per request)", "prompt")
+        return await self._respond(http, body, ids, chat=False)
+
+    async def _chat(self, http: HttpRequest) -> Response:
+        body = await _body(http)
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
+            raise BadRequest("messages must be a list of {role, content}", "messages")
+        if not self._tokenizer.chat_template:
+            raise BadRequest("this model has no chat template; use /v1/completions", "messages")
+        try:
+            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # noqa: BLE001 - a template is a program of the checkpoint and may raise anything
+            raise BadRequest(f"the chat template refuses these messages: {error}", "messages") from error
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return await self._respond(http, body, ids, chat=True)
+
+    async def _respond(self, http: HttpRequest, body: dict[str, Any], ids: list[int], *, chat: bool) -> Response:
+        wish = read_wish(body, defaults(self._config), self.service, len(ids), chat=chat)
+        answer = Answer(wish, self._checked(ids), name=f"{'chat' if chat else ''}cmpl-{uuid.uuid4().hex}")
+        await self._submit(answer)
+        if wish.stream:
+            return StreamingResponse(self._stream(answer), media_type="text/event-stream")
+        return await self._whole(http, answer)
+
+    def _checked(self, ids: list[int]) -> tuple[int, ...]:
+        if not ids:
+            raise BadRequest("the prompt is empty", "prompt")
+        if max(ids) >= len(self._tokenizer) or min(ids) < 0:
+            raise BadRequest(f"token ids are 0 to {len(self._tokenizer) - 1}", "prompt")
+        return tuple(ids)
+
+    # --- a request ---
+
+    async def _submit(self, answer: Answer) -> None:
+        loop = asyncio.get_running_loop()
+
+        def emit(token: int | None, end: str | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the server's loop has closed
+                loop.call_soon_threadsafe(answer.events.put_nowait, (token, end))
+
+        stops = frozenset() if answer.wish.ignore_eos else self._stops
+        request = Request(answer.prompt, answer.wish.max_tokens, answer.wish.sampling, stops, emit)
+        future: Future[int] = self._worker.call(lambda: self._entry.submit(request))
+        answer.number = await asyncio.wrap_future(future)
+
+    async def _pieces(self, answer: Answer) -> AsyncIterator[tuple[str, str | None]]:
+        """(text, None) as it becomes certain, then ("", why it ended). Leaving early cancels the sequence."""
+        text = Detokenizer(self._tokenizer, answer.wish.stop)
+        done = False
+        try:
+            while not done:
+                token, end = await asyncio.wait_for(answer.events.get(), PATIENCE)
+                if token is None:
+                    done = True
+                    yield text.end(), None
+                    yield "", end
+                    return
+                answer.tokens.append(token)
+                yield text.add(token), None
+                if text.stopped:
+                    yield "", "stop"
+                    return
+        except TimeoutError:
+            yield "", "timeout"
+        finally:
+            if not done:
+                self._worker.call(lambda: self._entry.cancel(answer.number))
+
+    async def _whole(self, http: HttpRequest, answer: Answer) -> Response:
+        parts: list[str] = []
+        end = None
+        async with contextlib.aclosing(self._pieces(answer)) as pieces:
+            async for text, end in pieces:
+                parts.append(text)
+                if await http.is_disconnected():
+                    return Response(status_code=499)  # nginx's code for a client that went
+        if end == "timeout":
+            return _error(f"no token for {PATIENCE:g} s; the ring is down", "server_error", 504)
+        return JSONResponse(self._object(answer, "".join(parts), end, whole=True))
+
+    async def _stream(self, answer: Answer) -> AsyncIterator[str]:
+        async with contextlib.aclosing(self._pieces(answer)) as pieces:
+            async for text, end in pieces:
+                if text or end or answer.wish.return_token_ids:
+                    yield f"data: {json.dumps(self._object(answer, text, end, whole=False))}\n\n"
+        if answer.wish.include_usage:
+            usage = {**self._object(answer, "", None, whole=False), "choices": [], "usage": self._usage(answer)}
+            yield f"data: {json.dumps(usage)}\n\n"
+        yield "data: [DONE]\n\n"
+
+    def _usage(self, answer: Answer) -> dict[str, int]:
+        prompt, new = len(answer.prompt), len(answer.tokens)
+        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+
+    def _object(self, answer: Answer, text: str, end: str | None, *, whole: bool) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": end, "logprobs": None}
+        if answer.wish.chat:
+            choice["message" if whole else "delta"] = {"role": "assistant", "content": text}
+        else:
+            choice["text"] = text
+        if answer.wish.return_token_ids and (whole or end is not None):
+            choice["token_ids"] = answer.tokens
+            choice["prompt_token_ids"] = list(answer.prompt)
+        kind = ("chat.completion" if whole else "chat.completion.chunk") if answer.wish.chat else "text_completion"
+        reply = {"id": answer.name, "object": kind, "created": answer.created, "model": self.service.model}
+        reply["choices"] = [choice]
+        return {**reply, "usage": self._usage(answer)} if whole else reply
+
+
+async def _body(http: HttpRequest) -> dict[str, Any]:
+    data = bytearray()
+    async for piece in http.stream():
+        data += piece
+        if len(data) > MAX_BODY:
+            raise BadRequest(f"a body of more than {MAX_BODY} bytes", None)
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        raise BadRequest("the body is not JSON", None) from None
+    if not isinstance(body, dict):
+        raise BadRequest("the body is not a JSON object", None)
+    return body
+
+
+def _error(message: str, kind: str, status: int, param: str | None = None) -> JSONResponse:
+    headers = {"Retry-After": "1"} if status == 429 else None
+    body = {"error": {"message": message, "type": kind, "param": param, "code": None}}
+    return JSONResponse(body, status, headers=headers)
+
+
+async def _bad(_: HttpRequest, error: Exception) -> Response:
+    return _error(str(error), "invalid_request_error", 400, getattr(error, "param", None))
+
+
+async def _overloaded(_: HttpRequest, error: Exception) -> Response:
+    return _error(str(error), "rate_limit_error", 429)

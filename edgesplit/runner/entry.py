@@ -1,0 +1,171 @@
+"""The entry's sequences: from a prompt to tokens, across epochs.
+
+A sequence keeps its prompt, its answer so far and its sampler here, at the trusted entry; the caches along the ring
+are only a shortcut. So when an epoch ends, by plan or by accident, each sequence is replayed into the next one (its
+prompt and answer prefilled again) and goes on with the very next token. Runs in the worker's thread.
+
+Must not know: HTTP, text, TLS.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .ring import RECENT, Ring
+from .sampling import Sampler, Sampling
+from .scheduler import Work
+from .state import State
+from .worker import Worker
+
+WAITING = 64  # requests that may queue; the next is told to come back later
+
+
+class Overloaded(RuntimeError):
+    """The queue is full."""
+
+
+@dataclass
+class Request:
+    """`emit(token, end)`: called per token with end None, then once with token None and why it ended."""
+
+    prompt: tuple[int, ...]
+    max_new: int
+    sampling: Sampling
+    stops: frozenset[int]
+    emit: Callable[[int | None, str | None], None]
+
+
+@dataclass
+class Running:
+    number: int
+    request: Request
+    sampler: Sampler
+    answer: list[int] = field(default_factory=list)
+    last: float = 0.0  # when the last token came, time.monotonic
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.request.prompt, *self.answer]
+
+
+class Entry:
+    """Admits at most the manifest's `concurrency` sequences; the rest wait in order."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._ring: Ring | None = None
+        self._waiting: deque[Running] = deque()
+        self._running: dict[int, Running] = {}
+        self._count = 0
+        self._times: deque[float] = deque(maxlen=RECENT)
+        self.tokens = 0
+        self.last_token: float | None = None
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; returns its sequence number. Raises Overloaded."""
+        if len(self._waiting) >= WAITING:
+            raise Overloaded(f"{len(self._waiting)} requests are waiting already")
+        self._count += 1
+        self._waiting.append(Running(self._count, request, Sampler(request.sampling)))
+        self._admit()
+        return self._count
+
+    def cancel(self, number: int) -> None:
+        """The client has gone: forget the sequence wherever it is."""
+        self._waiting = deque(running for running in self._waiting if running.number != number)
+        if self._running.pop(number, None) is not None and self._ring is not None:
+            self._ring.drop(0, number)
+        self._admit()
+
+    def attach(self, ring: Ring) -> None:
+        """From now on this ring serves; what was running is replayed into it."""
+        if self._ring is not None:
+            self._ring.sampled = None
+        self._ring = ring
+        ring.sampled = self._sampled
+        for running in self._running.values():
+            self._prefill(running)
+        self._admit()
+
+    def _admit(self) -> None:
+        ring = self._ring
+        if ring is None or ring.state is not State.SERVING:
+            return
+        while self._waiting and len(self._running) < ring.manifest.service.concurrency:
+            running = self._waiting.popleft()
+            self._running[running.number] = running
+            self._prefill(running)
+
+    def _prefill(self, running: Running) -> None:
+        """The prompt, and after a change of epoch the answer so far, in chunks that overlap along the ring."""
+        ring = self._ring
+        assert ring is not None  # noqa: S101 - callers hold a ring
+        running.last = 0.0
+        tokens, chunk = running.tokens, ring.manifest.service.prefill_chunk
+        self._worker.add(*chunks(ring.epoch, running.number, tokens, chunk))
+
+    def _sampled(self, work: Work[Any], logits: torch.Tensor) -> None:
+        running = self._running.get(work.sequence)
+        if running is None:
+            return
+        token = running.sampler.pick(logits[0, -1], running.tokens)
+        running.answer.append(token)
+        self._clock(running)
+        if token in running.request.stops:
+            self._finish(running, "stop")
+            return
+        running.request.emit(token, None)
+        if len(running.answer) >= running.request.max_new:
+            self._finish(running, "length")
+            return
+        position = len(running.request.prompt) + len(running.answer) - 1
+        ids = torch.tensor([[token]])
+        self._worker.add(Work(work.epoch, 0, work.sequence, position, prefill=False, sample=True, payload=ids))
+
+    def _clock(self, running: Running) -> None:
+        now = time.monotonic()
+        if running.last:
+            self._times.append(now - running.last)
+        running.last = self.last_token = now
+        self.tokens += 1
+
+    def _finish(self, running: Running, end: str) -> None:
+        del self._running[running.number]
+        if self._ring is not None:
+            self._ring.drop(0, running.number)
+        running.request.emit(None, end)
+        self._admit()
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "serving": self._ring is not None and self._ring.state is State.SERVING,
+            "running": len(self._running),
+            "waiting": len(self._waiting),
+            "tokens": self.tokens,
+            "time_per_token_s": statistics.median(self._times) if self._times else None,
+            "idle_s": None if self.last_token is None else time.monotonic() - self.last_token,
+        }
+
+
+def chunks(epoch: int, sequence: int, tokens: list[int], size: int) -> list[Work[torch.Tensor]]:
+    """A prompt as work for stage 0: pieces of `size` tokens, of which the last one asks for a sample."""
+    starts = range(0, len(tokens), size)
+    return [
+        Work(
+            epoch,
+            stage=0,
+            sequence=sequence,
+            position=start,
+            prefill=True,
+            sample=start + size >= len(tokens),
+            payload=torch.tensor([tokens[start : start + size]]),
+        )
+        for start in starts
+    ]

@@ -1,0 +1,243 @@
+"""Hidden states over mutual TLS 1.3: one thread and one socket per direction.
+
+A link goes from one host to the next, and only that way after the greeting: the sender's thread writes, the
+receiver's thread reads, neither ever polls. A link is silent for at most BEAT seconds; SILENCE seconds without a byte
+are a fault, so a frozen peer is noticed although its kernel still acknowledges.
+
+Must not know: stages, sequences, what an epoch is in.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from .manifest import fingerprint
+from .wire import Decoder, Kind, Message, WireError, encode
+
+BEAT = 1.0  # seconds; a third of SILENCE, so that two lost beats are forgiven
+SILENCE = 3.0  # seconds; the detection time the serving issue asks for
+GREETING = 5.0  # seconds a stranger has to finish TLS and say HELLO
+CALLERS = 32  # connections that may be greeting at once
+JOIN = 64 * 2**10  # frames up to this size leave in one TLS write
+
+
+class LinkError(OSError):
+    """The link could not be made, or was refused; the message says why."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """This host's certificate and key, and the deployment's certificate authority, as PEM files."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    def context(self, *, server: bool) -> ssl.SSLContext:
+        """TLS 1.3 only, the peer's certificate required. Names are not checked: fingerprints are."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(self.authority)
+        context.load_cert_chain(self.certificate, self.key)
+        if server:
+            context.num_tickets = 0  # nobody resumes: a link lives as long as its epoch
+        return context
+
+
+def tune(sock: socket.socket) -> None:
+    """No delay for small frames; a cut cable is an error after SILENCE, not after minutes."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENCE * 1000))
+
+
+def _write(sock: ssl.SSLSocket, message: Message) -> None:
+    pieces = list(encode(message))
+    if sum(len(piece) for piece in pieces) <= JOIN:
+        sock.sendall(b"".join(pieces))
+        return
+    for piece in pieces:
+        sock.sendall(piece)
+
+
+def _read(sock: ssl.SSLSocket, decoder: Decoder) -> Message:
+    """The next message. Raises LinkError at the end of the stream, TimeoutError, WireError."""
+    while True:
+        count = sock.recv_into(decoder.buffer())
+        if count == 0:
+            raise LinkError("the connection was closed")
+        message = decoder.advance(count)
+        if message is not None:
+            return message
+
+
+class Sender(threading.Thread):
+    """The sending end of a link. `fault(reason)` is called once, from the thread, when the link breaks."""
+
+    def __init__(self, sock: ssl.SSLSocket, beat: Callable[[], Message], fault: Callable[[str], None]) -> None:
+        super().__init__(name="sender", daemon=True)
+        self._sock, self._beat, self._fault = sock, beat, fault
+        self._queue: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+
+    def send(self, message: Message) -> None:
+        self._queue.put(message)
+
+    def close(self) -> None:
+        """Say goodbye after what is queued, then close."""
+        self._queue.put(None)
+
+    def run(self) -> None:
+        try:
+            while True:
+                try:
+                    message = self._queue.get(timeout=BEAT)
+                except queue.Empty:
+                    message = self._beat()
+                if message is None:
+                    break
+                _write(self._sock, message)
+        except OSError as error:
+            self._fault(f"sending failed: {error}")
+        finally:
+            self._sock.close()
+
+
+@dataclass(frozen=True)
+class Call:
+    """Whom to call, and what to say."""
+
+    address: str
+    port: int
+    fingerprint: str
+    hello: Message
+
+
+def connect(call: Call, context: ssl.SSLContext, deadline: float) -> ssl.SSLSocket:
+    """Call a runner until it answers or `deadline` (time.monotonic) passes. Raises LinkError."""
+    while True:
+        try:
+            return _call(call, context)
+        except LinkError:
+            raise
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise LinkError(f"no link to {call.address}:{call.port}: {error}") from error
+            time.sleep(0.1)
+
+
+def _call(call: Call, context: ssl.SSLContext) -> ssl.SSLSocket:
+    raw = socket.create_connection((call.address, call.port), timeout=GREETING)
+    try:
+        tune(raw)
+        sock = context.wrap_socket(raw)
+    except BaseException:
+        raw.close()
+        raise
+    try:
+        if fingerprint(sock.getpeercert(binary_form=True) or b"") != call.fingerprint:
+            raise LinkError(f"{call.address}:{call.port} shows a certificate that is not in the manifest")
+        _write(sock, call.hello)
+        answer = _read(sock, Decoder(0))
+        if answer.kind is not Kind.WELCOME:
+            raise LinkError(f"{call.address}:{call.port} refused: {(answer.text or {}).get('reason', answer.kind.name)}")
+        sock.settimeout(None)
+    except WireError as error:
+        sock.close()
+        raise LinkError(f"{call.address}:{call.port} does not speak our protocol: {error}") from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Inbox(Protocol):
+    """Who takes what arrives on an accepted link."""
+
+    limit: int
+
+    def receive(self, source: str, message: Message) -> None: ...
+
+    def fault(self, host: str, reason: str) -> None: ...
+
+
+Admit = Callable[[Message, str], Any]  # (HELLO, fingerprint) -> Inbox, or a str that says why not
+
+
+class Listener(threading.Thread):
+    """Accepts links on one port for all epochs; each gets a thread of its own once it has called."""
+
+    def __init__(self, address: tuple[str, int], context: ssl.SSLContext, admit: Admit) -> None:
+        super().__init__(name="listener", daemon=True)
+        self._context, self._admit = context, admit
+        self._greeting = threading.BoundedSemaphore(CALLERS)
+        self._socket = socket.create_server(address, backlog=CALLERS)
+
+    def run(self) -> None:
+        while True:
+            try:
+                sock, _ = self._socket.accept()
+            except OSError:
+                return  # closed
+            if not self._greeting.acquire(blocking=False):
+                sock.close()
+                continue
+            threading.Thread(target=self._greet, args=(sock,), name="receiver", daemon=True).start()
+
+    def close(self) -> None:
+        # shutdown wakes the accept() that the thread sits in; close alone does not
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _greet(self, raw: socket.socket) -> None:
+        try:
+            sock, inbox, source = self._welcome(raw)
+        except (OSError, WireError):
+            raw.close()
+            return
+        finally:
+            self._greeting.release()
+        if inbox is None:
+            sock.close()
+            return
+        _receive(sock, inbox, source)
+
+    def _welcome(self, raw: socket.socket) -> tuple[ssl.SSLSocket, Inbox | None, str]:
+        raw.settimeout(GREETING)
+        tune(raw)
+        sock = self._context.wrap_socket(raw, server_side=True)
+        hello = _read(sock, Decoder(0))
+        if hello.kind is not Kind.HELLO or hello.text is None:
+            raise WireError("the first message must be HELLO")
+        verdict = self._admit(hello, fingerprint(sock.getpeercert(binary_form=True) or b""))
+        if isinstance(verdict, str):
+            _write(sock, Message(Kind.FAULT, hello.epoch, text={"reason": verdict}))
+            return sock, None, ""
+        _write(sock, Message(Kind.WELCOME, hello.epoch, text={}))
+        return sock, verdict, str(hello.text.get("source"))
+
+
+def _receive(sock: ssl.SSLSocket, inbox: Inbox, source: str) -> None:
+    decoder = Decoder(inbox.limit)
+    sock.settimeout(SILENCE)
+    try:
+        while True:
+            message = _read(sock, decoder)
+            if message.kind is Kind.BYE:
+                return
+            inbox.receive(source, message)
+    except TimeoutError:
+        inbox.fault(source, f"silent for {SILENCE:g} s")
+    except (OSError, WireError) as error:
+        inbox.fault(source, str(error))
+    finally:
+        sock.close()

@@ -1,0 +1,205 @@
+"""One epoch in one runner: its stages, the caches of its sequences, and the links to its neighbours.
+
+Everything here runs in the worker's thread but `receive` and `fault`, which the links call and which only hand over.
+Must not know: requests, tokens, sampling (entry.py does), nor how an epoch is commanded (core.py does).
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from .link import Sender
+from .manifest import Manifest
+from .scheduler import Work
+from .stage import DTYPES, Hidden, Sequence, Stage
+from .state import Event, State, step
+from .wire import Flag, Kind, Message, Tensor
+from .worker import Worker
+
+log = logging.getLogger("runner")
+RECENT = 64  # forwards remembered per stage; medians over them are the telemetry
+
+
+class StageClock:
+    """Times of one stage's forwards, in seconds: totals since it was loaded, and medians of the recent ones."""
+
+    def __init__(self) -> None:
+        self.decode: deque[float] = deque(maxlen=RECENT)
+        self.prefill: deque[float] = deque(maxlen=RECENT)  # per token
+        self.steps, self.decode_total, self.prefill_total = 0, 0.0, 0.0
+
+    def add(self, seconds: float, tokens: int, *, prefill: bool) -> None:
+        if prefill:
+            self.prefill.append(seconds / tokens)
+            self.prefill_total += seconds
+        else:
+            self.decode.append(seconds)
+            self.steps += 1
+            self.decode_total += seconds
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "decode_total_s": self.decode_total,
+            "prefill_total_s": self.prefill_total,
+            "decode_s": statistics.median(self.decode) if self.decode else None,
+            "prefill_s_per_token": statistics.median(self.prefill) if self.prefill else None,
+        }
+
+
+class Ring:
+    """`sampled(work, logits)` and `broken()` are the entry's; elsewhere nobody calls them."""
+
+    def __init__(self, manifest: Manifest, host: str, stages: Mapping[int, Stage], worker: Worker) -> None:
+        self.manifest, self.host, self.stages = manifest, host, dict(stages)
+        self.epoch, self.limit = manifest.epoch, manifest.limit
+        self.state = State.LOADING
+        self.reason = ""
+        self.clocks = {number: StageClock() for number in stages}
+        self.heard: dict[str, dict[str, Any]] = {}
+        self.sampled: Callable[[Work[Any], torch.Tensor], None] | None = None
+        self.broken: Callable[[], None] | None = None
+        self._worker = worker
+        self._sequences: dict[tuple[int, int], Sequence] = {}
+        self._senders: dict[str, Sender] = {}
+
+    # --- life ---
+
+    def event(self, event: Event) -> None:
+        """Raises state.IllegalEvent."""
+        before, self.state = self.state, step(self.state, event)
+        log.info("epoch %d: %s -> %s %s", self.epoch, before.value, self.state.value, self.reason)
+
+    def attach(self, host: str, sender: Sender) -> None:
+        self._senders[host] = sender
+
+    def retire(self) -> None:
+        self.event(Event.RETIRE)
+        self._close(Message(Kind.BYE, self.epoch))
+        self._worker.forget(self.epoch)
+        self._sequences.clear()
+        self.stages.clear()
+
+    def _close(self, last: Message) -> None:
+        for sender in self._senders.values():
+            sender.send(last)
+            sender.close()
+        self._senders.clear()
+
+    def beat(self) -> Message:
+        return Message(Kind.BEAT, self.epoch, text={"done": self._worker.done, "queued": self._worker.queued})
+
+    # --- called from the links' threads ---
+
+    def receive(self, source: str, message: Message) -> None:
+        if message.epoch != self.epoch:
+            return  # of another time; nobody waits for it
+        if message.kind is Kind.WORK:
+            self._worker.add(_work(message))
+        elif message.kind is Kind.DROP:
+            self._worker.call(lambda: self.drop(message.stage, message.sequence))
+        elif message.kind is Kind.FAULT:
+            text = message.text or {}
+            self.fault(str(text.get("host", source)), str(text.get("reason", "unknown")))
+        elif message.kind is Kind.BEAT:
+            self.heard[source] = {**(message.text or {}), "at": time.monotonic()}
+
+    def fault(self, host: str, reason: str) -> None:
+        self._worker.call(lambda: self._break(host, reason))
+
+    def _break(self, host: str, reason: str) -> None:
+        if self.state in (State.BROKEN, State.RETIRED):
+            return
+        self.reason = f"{host}: {reason}"
+        self.event(Event.FAULT)
+        self._close(Message(Kind.FAULT, self.epoch, text={"host": host, "reason": reason}))
+        self._worker.forget(self.epoch)
+        self._sequences.clear()
+        if self.broken is not None:
+            self.broken()
+
+    # --- work ---
+
+    def run(self, work: Work[Any]) -> None:
+        """One forward; the result goes on to the next stage, or to the entry's sampler."""
+        if self.state not in (State.LINKED, State.SERVING):
+            return
+        stage, key = self.stages[work.stage], (work.stage, work.sequence)
+        sequence = self._sequences.get(key)
+        if sequence is None:
+            sequence = self._sequences[key] = stage.sequence()
+        if sequence.tokens != work.position:
+            self._break(self.host, f"sequence {work.sequence} is at {sequence.tokens}, not at {work.position}")
+            return
+        start = time.perf_counter()
+        result = stage.forward(sequence, work.payload)
+        self.clocks[work.stage].add(
+            time.perf_counter() - start, sequence.tokens - work.position, prefill=work.prefill
+        )
+        if isinstance(result, Hidden):
+            self._send(work, result)
+        elif work.sample and self.sampled is not None:
+            self.sampled(work, result)
+
+    def _send(self, work: Work[Any], hidden: Hidden) -> None:
+        flags = Flag.TUPLE * hidden.tuple_ | Flag.SAMPLE * work.sample | Flag.PREFILL * work.prefill
+        tensors = tuple(None if tensor is None else _to_wire(tensor) for tensor in hidden.tensors)
+        number = work.stage + 1
+        message = Message(Kind.WORK, self.epoch, number, work.sequence, work.position, flags, tensors)
+        self._senders[self.manifest.stages[number].host].send(message)
+
+    def drop(self, number: int, sequence: int) -> None:
+        """Forget a sequence in stage `number`, and tell the stages behind it."""
+        self._worker.forget(self.epoch, sequence)
+        self._sequences.pop((number, sequence), None)
+        behind = number + 1
+        if behind < len(self.manifest.stages) and self.state in (State.LINKED, State.SERVING):
+            sender = self._senders.get(self.manifest.stages[behind].host)
+            if sender is not None:
+                sender.send(Message(Kind.DROP, self.epoch, behind, sequence))
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "state": self.state.value,
+            "reason": self.reason,
+            "sequences": len({sequence for _, sequence in self._sequences}),
+            "stages": {
+                str(number): {**clock.report(), "first": place.first, "last": place.last}
+                for number, clock in self.clocks.items()
+                for place in [self.manifest.stages[number]]
+            },
+        }
+
+
+def _work(message: Message) -> Work[Any]:
+    tensors = tuple(None if tensor is None else _from_wire(tensor) for tensor in message.tensors)
+    return Work(
+        epoch=message.epoch,
+        stage=message.stage,
+        sequence=message.sequence,
+        position=message.position,
+        prefill=bool(message.flags & Flag.PREFILL),
+        sample=bool(message.flags & Flag.SAMPLE),
+        payload=Hidden(tensors, bool(message.flags & Flag.TUPLE)),
+    )
+
+
+def _from_wire(tensor: Tensor) -> torch.Tensor:
+    """The tensor over the received bytes themselves; nothing is copied."""
+    kind = torch.int64 if tensor.dtype == "int64" else DTYPES[tensor.dtype]
+    if 0 in tensor.shape:
+        return torch.empty(tensor.shape, dtype=kind)
+    return torch.frombuffer(tensor.data, dtype=kind).reshape(tensor.shape)
+
+
+def _to_wire(tensor: torch.Tensor) -> Tensor:
+    flat = tensor.detach().cpu().contiguous()
+    data = memoryview(flat.view(torch.uint8).reshape(-1).numpy()) if flat.numel() else b""
+    return Tensor(str(flat.dtype).removeprefix("torch."), tuple(flat.shape), data)

@@ -1,0 +1,201 @@
+"""Framing and messages between runners: bytes in, messages out.
+
+    frame = magic "ESW1" | kind u8 | flags u8 | stage u16 | epoch u32 | sequence u64 | position u32 | length u32 | body
+
+All numbers are big-endian. The body of WORK is tensors: count u8, then per tensor dtype u8, rank u8, rank x u32, and
+then the raw bytes of each in turn; dtype 0 is an absent tensor. The body of HELLO, WELCOME, BEAT and FAULT is a JSON
+object. DROP and BYE have none. Every frame names its epoch; every length is checked before anything is allocated.
+
+Must not know: sockets, threads, torch, and what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+MAGIC = b"ESW1"
+HEADER = struct.Struct("!4sBBHIQII")
+MAX_TEXT = 64 * 2**10  # bytes of a JSON body
+MAX_TENSORS = 16
+MAX_RANK = 8
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}  # bytes per element
+_CODES = {name: code for code, name in enumerate(_SIZES, start=1)}
+_NAMES = {code: name for name, code in _CODES.items()}
+
+
+class WireError(ValueError):
+    """The bytes are no frame of ours, or break a bound; the connection must be closed."""
+
+
+class Kind(IntEnum):
+    HELLO = 1  # who is calling: {"deployment", "source", "target"}
+    WELCOME = 2  # the call is accepted; a TLS 1.3 client learns of a refusal no earlier than this
+    BEAT = 3  # the sender lives: {"done": forwards finished, "queued": forwards waiting}
+    WORK = 4  # hidden states for a stage
+    DROP = 5  # a sequence has ended: forget its cache
+    FAULT = 6  # the ring is broken: {"host", "reason"}
+    BYE = 7  # the epoch is retired: what closes now closes in order
+
+
+class Flag(IntEnum):
+    TUPLE = 1  # the layer returned a tuple
+    SAMPLE = 2  # the last chunk of a prompt, or a decode step: the head's answer is wanted
+    PREFILL = 4  # a chunk of a prompt
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`data`: row-major bytes of `shape` elements of `dtype`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Message:
+    kind: Kind
+    epoch: int
+    stage: int = 0
+    sequence: int = 0
+    position: int = 0
+    flags: int = 0
+    tensors: tuple[Tensor | None, ...] = ()
+    text: dict[str, Any] | None = None
+
+
+def encode(message: Message) -> Iterator[bytes | bytearray | memoryview]:
+    """The frame, in pieces that are sent in turn: tensor bytes are never copied."""
+    pieces: list[bytes | bytearray | memoryview] = []
+    if message.tensors:
+        head = bytearray([len(message.tensors)])
+        for tensor in message.tensors:
+            if tensor is None:
+                head += b"\0\0"
+                continue
+            head += struct.pack(f"!BB{len(tensor.shape)}I", _CODES[tensor.dtype], len(tensor.shape), *tensor.shape)
+            pieces.append(tensor.data)
+        pieces.insert(0, head)
+    elif message.text is not None:
+        pieces.append(json.dumps(message.text).encode())
+    length = sum(len(memoryview(piece).cast("B")) for piece in pieces)
+    yield HEADER.pack(
+        MAGIC,
+        message.kind,
+        message.flags,
+        message.stage,
+        message.epoch,
+        message.sequence,
+        message.position,
+        length,
+    )
+    yield from pieces
+
+
+class Decoder:
+    """Fill `buffer()`, say how much with `advance()`, get the messages that are now whole.
+
+    `limit`: the largest body, in bytes, that will ever be allocated. After a WireError the decoder is spent.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._header: tuple[Any, ...] | None = None
+        self._expect(HEADER.size)
+
+    def _expect(self, size: int) -> None:
+        self._store = bytearray(size)
+        self._filled = 0
+
+    def buffer(self) -> memoryview:
+        """Where the next bytes belong; never empty."""
+        return memoryview(self._store)[self._filled :]
+
+    def advance(self, count: int) -> Message | None:
+        """`count` bytes were put into buffer(). Returns a message when one is complete."""
+        self._filled += count
+        if self._filled < len(self._store):
+            return None
+        if self._header is None:
+            self._header = self._check(HEADER.unpack(self._store))
+            length = self._header[-1]
+            if length:
+                self._expect(length)
+                return None
+            body = bytearray()
+        else:
+            body = self._store
+        header, self._header = self._header, None
+        self._expect(HEADER.size)
+        return _message(header, body)
+
+    def _check(self, header: tuple[Any, ...]) -> tuple[Any, ...]:
+        magic, kind, _flags, _stage, _epoch, _sequence, _position, length = header
+        if magic != MAGIC:
+            raise WireError(f"not a frame: it begins with {magic!r}")
+        if kind not in Kind._value2member_map_:
+            raise WireError(f"unknown kind of message {kind}")
+        allowed = {Kind.WORK: self.limit, Kind.DROP: 0, Kind.BYE: 0}.get(Kind(kind), MAX_TEXT)
+        if length > allowed:
+            raise WireError(f"a body of {length} bytes where at most {allowed} are allowed")
+        return header
+
+
+def _message(header: tuple[Any, ...], body: bytearray) -> Message:
+    _magic, number, flags, stage, epoch, sequence, position, _length = header
+    kind = Kind(number)
+    tensors: tuple[Tensor | None, ...] = ()
+    text = None
+    if kind is Kind.WORK:
+        tensors = _tensors(memoryview(body))
+    elif kind not in (Kind.DROP, Kind.BYE):
+        text = _text(body)
+    return Message(kind, epoch, stage, sequence, position, flags, tensors, text)
+
+
+def _text(body: bytearray) -> dict[str, Any]:
+    try:
+        text = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"a control message is not JSON: {error}") from error
+    if not isinstance(text, dict):
+        raise WireError("a control message is not a JSON object")
+    return text
+
+
+def _tensors(body: memoryview) -> tuple[Tensor | None, ...]:
+    if not body or not 1 <= body[0] <= MAX_TENSORS:
+        raise WireError(f"a WORK message carries 1 to {MAX_TENSORS} tensors")
+    shapes: list[tuple[str, tuple[int, ...]] | None] = []
+    at = 1
+    for _ in range(body[0]):
+        if at + 2 > len(body):
+            raise WireError("a tensor's header is cut short")
+        code, rank = body[at], body[at + 1]
+        at += 2
+        if code == 0:
+            shapes.append(None)
+            continue
+        if code not in _NAMES or rank > MAX_RANK or at + 4 * rank > len(body):
+            raise WireError(f"a tensor of unknown type {code} or rank {rank}")
+        shapes.append((_NAMES[code], struct.unpack_from(f"!{rank}I", body, at)))
+        at += 4 * rank
+    tensors: list[Tensor | None] = []
+    for shape in shapes:
+        if shape is None:
+            tensors.append(None)
+            continue
+        size = _SIZES[shape[0]] * math.prod(shape[1])
+        if at + size > len(body):
+            raise WireError(f"a tensor of {size} bytes in a body that has {len(body) - at} left")
+        tensors.append(Tensor(shape[0], shape[1], body[at : at + size]))
+        at += size
+    if at != len(body):
+        raise WireError(f"{len(body) - at} bytes too many behind the last tensor")
+    return tuple(tensors)

@@ -1,0 +1,102 @@
+"""What a request of the OpenAI API asks for, checked and completed with the checkpoint's defaults.
+
+Must not know: HTTP, tokenizers, where the answer comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .manifest import Service
+from .sampling import Sampling
+
+DEFAULT_MAX_TOKENS = 128  # completions without max_tokens; OpenAI's own 16 surprises everybody
+
+
+class BadRequest(ValueError):
+    """The request is wrong; `param` names the parameter."""
+
+    def __init__(self, message: str, param: str | None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True)
+class Wish:
+    chat: bool
+    stream: bool
+    include_usage: bool
+    max_tokens: int
+    stop: tuple[str, ...]
+    sampling: Sampling
+    return_token_ids: bool  # an extension, as vLLM has it
+    ignore_eos: bool  # likewise
+
+
+def read_wish(body: Mapping[str, Any], base: Sampling, service: Service, prompt: int, *, chat: bool) -> Wish:
+    """`prompt`: its length in tokens. Raises BadRequest naming the parameter."""
+    model = body.get("model", service.model)
+    if model != service.model:
+        raise BadRequest(f"no model {model!r} here; it is {service.model!r}", "model")
+    if body.get("n", 1) != 1:
+        raise BadRequest("n must be 1", "n")
+    room = service.max_context - prompt
+    if room < 1:
+        raise BadRequest(f"the prompt has {prompt} tokens and the plan's max_context is {service.max_context}", "prompt")
+    asked = body.get("max_completion_tokens", body.get("max_tokens"))
+    if asked is not None and (type(asked) is not int or asked < 1):
+        raise BadRequest("max_tokens must be a whole number of at least 1", "max_tokens")
+    if asked is not None and asked > room:
+        raise BadRequest(
+            f"{prompt} prompt tokens and max_tokens {asked} exceed the plan's max_context of {service.max_context}",
+            "max_tokens",
+        )
+    options = body.get("stream_options") or {}
+    return Wish(
+        chat=chat,
+        stream=_flag(body, "stream"),
+        include_usage=isinstance(options, Mapping) and bool(options.get("include_usage")),
+        max_tokens=asked or min(DEFAULT_MAX_TOKENS, room),
+        stop=_stops(body.get("stop")),
+        sampling=_sampling(body, base),
+        return_token_ids=_flag(body, "return_token_ids"),
+        ignore_eos=_flag(body, "ignore_eos"),
+    )
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name, False)
+    if value is not None and not isinstance(value, bool):
+        raise BadRequest(f"{name} must be true or false", name)
+    return bool(value)
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > 4 or not all(isinstance(stop, str) and stop for stop in stops):
+        raise BadRequest("stop must be a string or a list of up to 4 strings", "stop")
+    return tuple(stops)
+
+
+def _number(body: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise BadRequest(f"{name} must be a number from {low:g} to {high:g}", name)
+    return float(value)
+
+
+def _sampling(body: Mapping[str, Any], base: Sampling) -> Sampling:
+    seed = body.get("seed")
+    if seed is not None and type(seed) is not int:
+        raise BadRequest("seed must be a whole number", "seed")
+    return Sampling(
+        temperature=_number(body, "temperature", base.temperature, 0, 2),
+        top_p=_number(body, "top_p", base.top_p, 0.000001, 1),
+        top_k=int(_number(body, "top_k", base.top_k, 0, 1_000_000)),
+        repetition_penalty=_number(body, "repetition_penalty", base.repetition_penalty, 0.01, 100),
+        seed=None if seed is None else seed % 2**63,
+    )

@@ -1,0 +1,81 @@
+"""The one thread that computes and owns a runner's state; everything else hands it work and waits.
+
+Must not know: what a piece of work is made of, nor what a call does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from .scheduler import Scheduler, Work
+
+T = TypeVar("T")
+log = logging.getLogger("runner")
+
+
+class Worker(threading.Thread):
+    """Runs calls first, then pieces of work in the scheduler's order. `execute(work)` must not raise."""
+
+    def __init__(self, execute: Callable[[Work[Any]], None]) -> None:
+        super().__init__(name="worker", daemon=True)
+        self._execute = execute
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._scheduler: Scheduler[Any] = Scheduler()
+        self._ready = threading.Condition()
+        self._stopping = False
+        self.done = 0  # pieces of work finished, for the heartbeat
+
+    @property
+    def queued(self) -> int:
+        return len(self._scheduler)
+
+    def add(self, *works: Work[Any]) -> None:
+        with self._ready:
+            for work in works:
+                self._scheduler.add(work)
+            self._ready.notify()
+
+    def forget(self, epoch: int, sequence: int | None = None) -> None:
+        with self._ready:
+            self._scheduler.forget(epoch, sequence)
+
+    def call(self, act: Callable[[], T]) -> Future[T]:
+        """Run `act` in the worker's thread, before any further work."""
+        future: Future[T] = Future()
+        with self._ready:
+            self._calls.append((act, future))
+            self._ready.notify()
+        return future
+
+    def stop(self) -> None:
+        with self._ready:
+            self._stopping = True
+            self._ready.notify()
+
+    def run(self) -> None:
+        while True:
+            with self._ready:
+                self._ready.wait_for(lambda: self._stopping or self._calls or len(self._scheduler))
+                if self._stopping:
+                    return
+                call = self._calls.popleft() if self._calls else None
+                work = None if call else self._scheduler.next()
+            if call is not None:
+                _answer(*call)
+            elif work is not None:
+                self._execute(work)
+                self.done += 1
+
+
+def _answer(act: Callable[[], Any], future: Future[Any]) -> None:
+    try:
+        future.set_result(act())
+    except Exception as error:  # noqa: BLE001 - the caller gets it, whatever it is
+        if not future.done():
+            future.set_exception(error)
+        log.debug("a call failed: %r", error)

@@ -1,0 +1,56 @@
+"""known_hosts files as OpenSSH writes them, and as people leave them."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from edgesplit.hosts.known_hosts import Verdict, judge, kinds, parse, place
+
+OURS, OTHER = b"\0\0\0\x0bssh-ed25519 ours", b"\0\0\0\x0bssh-ed25519 other"
+KEY, OTHER_KEY = (f"ssh-ed25519 {base64.b64encode(blob).decode()}" for blob in (OURS, OTHER))
+# what `ssh-keygen -H` makes of pi.lan, with the salt 0, 1, ... 19
+HASHED = "|1|AAECAwQFBgcICQoLDA0ODxAREhM=|hOuYCWZhtl4/aCJ7J2tjxO/vL98="
+
+
+@pytest.mark.parametrize(
+    ("lines", "verdict"),
+    [
+        ([], Verdict.UNKNOWN),
+        ([f"pi.lan {KEY}"], Verdict.KNOWN),
+        ([f"PI.lan {KEY} a comment"], Verdict.KNOWN),
+        ([f"a,pi.lan,b\t{KEY}"], Verdict.KNOWN),
+        ([f"pi.lan {OTHER_KEY}"], Verdict.CHANGED),
+        ([f"pi.lan {OTHER_KEY}", f"pi.lan {KEY}"], Verdict.KNOWN),
+        ([f"# pi.lan {KEY}", f"other.lan {KEY}"], Verdict.UNKNOWN),
+        ([f"*.lan {KEY}"], Verdict.KNOWN),
+        ([f"p?.lan {KEY}"], Verdict.KNOWN),
+        ([f"*.lan,!pi.lan {KEY}"], Verdict.UNKNOWN),
+        ([f"[pi.lan]:2222 {KEY}"], Verdict.UNKNOWN),
+        ([f"pi.lan {KEY}", f"@revoked * {KEY}"], Verdict.REVOKED),
+        ([f"pi.lan {KEY}", f"@revoked * {OTHER_KEY}"], Verdict.KNOWN),
+        ([f"@cert-authority *.lan {KEY}"], Verdict.UNKNOWN),
+        (["", "garbage", "pi.lan ssh-ed25519", "pi.lan ssh-ed25519 not!base64", f"@odd pi.lan {KEY}"], Verdict.UNKNOWN),
+        (["|1|", "|1|x|y| a AAAA", f"|1|a|b {KEY}", "\0\ufffd \0 \0", f"pi.lan {KEY}"], Verdict.KNOWN),
+    ],
+)
+def test_judge(lines: list[str], verdict: Verdict) -> None:
+    assert judge(parse(lines), "pi.lan", OURS) is verdict
+
+
+def test_hashed_names() -> None:
+    entries = parse([f"{HASHED} {KEY}"])
+    assert judge(entries, "pi.lan", OURS) is Verdict.KNOWN
+    assert judge(entries, "pi.lan", OTHER) is Verdict.CHANGED
+    assert judge(entries, "[pi.lan]:2222", OURS) is Verdict.UNKNOWN
+
+
+def test_place() -> None:
+    assert place("Pi.lan", 22) == "pi.lan"
+    assert place("Pi.lan", 2222) == "[pi.lan]:2222"
+
+
+def test_kinds_are_those_the_host_is_known_by() -> None:
+    entries = parse([f"pi.lan {KEY}", "pi.lan ssh-rsa AAAA", "x ecdsa-sha2-nistp256 AAAA", "@revoked * ssh-dss AAAA"])
+    assert kinds(entries, "pi.lan") == ["ssh-ed25519", "ssh-rsa"]

@@ -1,0 +1,226 @@
+"""The solver against brute force: small random fleets, chains, pins, rates and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cost import MIB, chain_of, host_of, mesh, posed
+
+from edgesplit.errors import InfeasibleError
+from edgesplit.fleet import LinkProfile
+from edgesplit.plan import Objective, Pin, Workload
+from edgesplit.revision.baseline import greedy, single_host
+from edgesplit.revision.cost import evaluate, violations
+from edgesplit.revision.problem import Problem
+from edgesplit.revision.program import optimise
+from edgesplit.revision.solver import Solution, solve
+from edgesplit.split import Split, split_from_placement
+
+ms = st.integers(0, 20).map(lambda number: number / 1000)
+MOST_LAYERS = {2: 5, 3: 5, 4: 4}  # brute force visits hosts ** layers splits
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> Workload:
+    return Workload(
+        prompt_tokens=draw(st.sampled_from([7, 10, 35])),
+        new_tokens=draw(st.sampled_from([1, 2, 30])),
+        max_context=100,
+        concurrency=draw(st.sampled_from([1, 1, 2, 5])),
+        rate=draw(st.sampled_from([0.0, 0.0, 0.3, 3.0])),
+    )
+
+
+@st.composite
+def meshes(draw: st.DrawFn, names: str, like: bool) -> dict[tuple[str, str], LinkProfile]:
+    """`like`: hosts lie on a line and all links are equally wide, so that no relay ever pays."""
+    if like:
+        at = {name: draw(st.integers(0, 10)) for name in names}
+        return {
+            pair: LinkProfile(rtt=(1 + abs(at[pair[0]] - at[pair[1]])) / 1000, bandwidth=1e5) for pair in mesh(names)
+        }
+    widths = st.sampled_from([1e4, 1e5, 1e6])
+    links = {pair: LinkProfile(rtt=draw(ms), bandwidth=draw(widths)) for pair in mesh(names)}
+    absent = draw(st.sets(st.sampled_from(sorted(links)), max_size=2))
+    return {pair: link for pair, link in links.items() if pair not in absent}
+
+
+@st.composite
+def problems(draw: st.DrawFn, like: bool = False, most_hosts: int = 4) -> Problem:
+    """`like`: identical layers, and links over which no relay pays."""
+    names = "abcd"[: draw(st.integers(2, most_hosts))]
+    layers = draw(st.integers(1, MOST_LAYERS[len(names)]))
+    weight = st.integers(1, 3)
+    weights = [draw(weight)] * layers if like else [draw(weight) for _ in range(layers)]
+    hosts = {
+        name: host_of(draw(ms), draw(st.integers(1, 14)), overhead=draw(ms), head=draw(ms), prefill=draw(ms))
+        for name in names
+    }
+    pins = draw(
+        st.lists(
+            st.builds(
+                lambda layer, to: Pin(blocks=(f"layers.{layer}",), to=to),
+                st.integers(0, layers - 1),
+                st.sampled_from(["trusted", *names]),
+            ),
+            max_size=2,
+            unique_by=lambda pin: pin.blocks,
+        )
+    )
+    term = st.sampled_from([0.0, 1.0, 3.0])
+    return posed(
+        chain_of(weights, embedding=1, head=1, kv=draw(st.sampled_from([0, 5000])), common=draw(st.integers(0, 1))),
+        hosts,
+        draw(meshes(names, like)),
+        trusted=("a", *draw(st.sets(st.sampled_from(names)))),
+        pins=tuple(pins),
+        workload=draw(workloads()),
+        objective=Objective(latency=draw(term), utilization=draw(term), privacy=draw(term)),
+    )
+
+
+def every_split(problem: Problem) -> Iterator[Split]:
+    free = [list(problem.hosts)] * (len(problem.blocks) - 2)
+    for hosts in product(*free):
+        yield split_from_placement((problem.entry, *hosts, problem.entry))
+
+
+def best_phi(splits: Iterator[Split], problem: Problem) -> float | None:
+    return min((evaluate(split, problem).phi for split in splits if not violations(split, problem)), default=None)
+
+
+def solved(problem: Problem, *, fixed: Split | None = None, merge: bool = True) -> Solution | None:
+    try:
+        return solve(problem, fixed_boundaries=fixed, merge=merge)
+    except InfeasibleError:
+        return None
+
+
+def phi(solution: Solution | None) -> float | None:
+    return None if solution is None else solution.costs.phi
+
+
+def near(value: float | None) -> object:
+    return None if value is None else pytest.approx(value, rel=1e-7, abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(problems())
+def test_block_by_block_it_equals_brute_force(problem: Problem) -> None:
+    assert phi(solved(problem, merge=False)) == near(best_phi(every_split(problem), problem))
+
+
+@settings(max_examples=50, deadline=None)
+@given(problems(like=True))
+def test_counting_layers_loses_nothing_where_no_relay_pays(problem: Problem) -> None:
+    solution = solved(problem)
+    assert phi(solution) == near(best_phi(every_split(problem), problem))
+    assert solution is None or solution.complete
+
+
+@settings(max_examples=20, deadline=None)
+@given(problems())
+def test_counting_layers_says_when_it_is_not_complete(problem: Problem) -> None:
+    counted, named = solved(problem), solved(problem, merge=False)
+    assert (counted is None) == (named is None)
+    if counted is not None and named is not None:
+        assert counted.costs.phi >= named.costs.phi * (1 - 1e-7)
+        if counted.complete:
+            assert counted.costs.phi == near(named.costs.phi)
+
+
+@settings(max_examples=50, deadline=None)
+@given(problems(), st.data())
+def test_whole_stages_equal_brute_force_over_their_hosts(problem: Problem, data: st.DataObject) -> None:
+    names, inner = list(problem.hosts), len(problem.blocks) - 2
+    running = split_from_placement(("a", *(data.draw(st.sampled_from(names)) for _ in range(inner)), "a"))
+    widths = [len(stage) for stage in running.stages]
+
+    def splits() -> Iterator[Split]:
+        for hosts in product(*([["a"]] if len(widths) == 1 else [["a"], *[names] * (len(widths) - 2), ["a"]])):
+            yield split_from_placement(host for host, width in zip(hosts, widths, strict=True) for _ in range(width))
+
+    assert phi(solved(problem, fixed=running)) == near(best_phi(splits(), problem))
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems(most_hosts=3), st.booleans())
+def test_pins_hold_and_the_program_means_what_the_costs_say(problem: Problem, merge: bool) -> None:
+    optimum = optimise(problem, merge=merge)
+    if optimum is None:
+        return
+    split = split_from_placement(optimum.placement)
+    for block, host in enumerate(split.placement()):
+        assert host in problem.legal[block]
+    assert split.placement()[0] == split.placement()[-1] == "a"
+    assert violations(split, problem) == []
+    costs = evaluate(split, problem).phi
+    assert optimum.objective == pytest.approx(costs, rel=1e-9, abs=1e-12)
+    assert optimum.bound <= costs * (1 + 1e-7) + 1e-9
+
+
+@settings(max_examples=15, deadline=None)
+@given(problems())
+def test_equal_problems_have_equal_answers(problem: Problem) -> None:
+    assert solved(problem) == solved(problem)
+
+
+def test_the_order_of_the_hosts_does_not_matter() -> None:
+    hosts = {name: host_of(0.01, 5, overhead=0.001) for name in "abcd"}
+    turned = dict(reversed(hosts.items()))
+    chain, links = chain_of([2] * 5, embedding=1, head=1), mesh("abcd")
+    assert solve(posed(chain, hosts, links)) == solve(posed(chain, turned, dict(reversed(links.items()))))
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems())
+def test_the_rules_never_beat_the_optimum(problem: Problem) -> None:
+    for split in (greedy(problem), single_host(problem)):
+        if split is not None:
+            assert violations(split, problem) == []
+            best = solved(problem, merge=False)
+            assert best is not None
+            assert evaluate(split, problem).phi >= best.costs.phi * (1 - 1e-7) - 1e-9
+
+
+FAST = {"a": host_of(0.02, 20), "b": host_of(0.001, 20)}
+SIX = chain_of([2] * 6, embedding=1, head=1)
+
+
+def test_one_host_is_an_answer_when_the_link_is_slow() -> None:
+    assert len(solve(posed(SIX, FAST, mesh("ab", rtt=1.0))).split.stages) == 1
+    assert [stage.host for stage in solve(posed(SIX, FAST, mesh("ab"))).split.stages] == ["a", "b", "a"]
+
+
+def test_stages_that_meet_on_one_host_become_one() -> None:
+    problem = posed(SIX, {**FAST, "c": host_of(0.01, 20)}, mesh("abc"))
+    running = split_from_placement("aabbccca")
+    assert solve(problem, fixed_boundaries=running).split.boundaries == (1, 6)
+
+
+def test_a_star_of_links_needs_the_entry_between_all_others() -> None:
+    hosts = {"a": host_of(0.01, 8), **{name: host_of(0.01, 3) for name in "bcd"}}
+    star = {pair: link for pair, link in mesh("abcd").items() if "a" in pair}
+    solution = solve(posed(chain_of([2] * 5, embedding=1, head=1), hosts, star))
+    assert solution.complete
+    assert len(solution.split.stages) == 7
+
+
+def test_a_hundred_layers_stay_private_by_going_deep() -> None:
+    hosts = {"a": host_of(0.02, 100), "b": host_of(0.001, 300), "c": host_of(0.001, 20)}
+    private = Objective(latency=1.0, privacy=1000.0)
+    problem = posed(chain_of([2] * 100), hosts, mesh("abc"), trusted=("a", "c"), objective=private)
+    assert [stage.host for stage in solve(problem).split.stages] == ["a", "c", "b", "a"]
+
+
+def test_memory_is_exact_to_the_byte() -> None:
+    problem = posed(SIX, FAST, {}, caps={"a": 14 * MIB + 80_000})
+    assert solve(problem).split.hosts == ("a",)
+    short = replace(problem, hosts={"a": replace(problem.hosts["a"], cap=14 * MIB + 79_999)})
+    with pytest.raises(InfeasibleError):
+        solve(short)
