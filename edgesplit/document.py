@@ -105,8 +105,6 @@ def load(path: Path, kind: type[T]) -> T:
         value = kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    except OverflowError:
-        raise InputError(f"{path}: a quantity in it is too large for a number", _HINT) from None
     known = {mistake.place for mistake in tree.mistakes}
     mistakes = [_translate(error, tree.places, kind) for error in errors]
     mistakes = tree.mistakes + [mistake for mistake in mistakes if mistake.place not in known]

@@ -52,7 +52,7 @@ class LinkProfile(Value):
 
 
 class Fleet(Value):
-    """Hosts that can be used, by name, and the links between them as links[source][target]; what is absent is not there.
+    """Hosts that can be used, by name, and the links between them as links[source][target]; what is absent is none.
 
     `problems`: host -> why it cannot be used. `measured_at`: seconds since the epoch.
     `slowdown`: host -> factor on its compute times as seen since (1.0 when not named).
@@ -60,8 +60,8 @@ class Fleet(Value):
 
     hosts: dict[Name, HostProfile]
     links: dict[Name, dict[Name, LinkProfile]]
-    problems: dict[Name, str] = {}
-    slowdown: dict[Name, Nonnegative] = {}
+    problems: dict[Name, str] = Field(default_factory=dict)
+    slowdown: dict[Name, Nonnegative] = Field(default_factory=dict)
     measured_at: float
     plan: str  # digest of what the times depend on: checkpoint, dtype, workload
 

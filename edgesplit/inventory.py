@@ -52,6 +52,13 @@ class HostSpec(Value):
     def _alias(cls, value: Any) -> Any:
         return {"host": value} if isinstance(value, str) else value
 
+    @field_validator("work")
+    @classmethod
+    def _anywhere(cls, value: str) -> str:
+        if value.startswith(("/", "~/")):
+            return value.rstrip("/")
+        raise ValueError("expected a path that begins with / or ~/, the same wherever a login starts")
+
     @model_validator(mode="after")
     def _target(self) -> HostSpec:
         if self.connection == "ssh" and self.ssh is None:
@@ -94,7 +101,14 @@ class Inventory(Value):
     @model_validator(mode="after")
     def _distinct(self) -> Inventory:
         taken: dict[tuple[str, int], str] = {}
+        folders: dict[tuple[SshTarget | None, str], str] = {}
         for name, host in self.hosts.items():
+            here = (host.ssh, host.work)
+            if here in folders:
+                raise ValueError(
+                    f"hosts {folders[here]} and {name} share the work folder {host.work}; give each its own"
+                )
+            folders[here] = name
             place = (host.data_address, host.data.port)
             if place in taken:
                 raise ValueError(

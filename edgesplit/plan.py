@@ -79,7 +79,7 @@ class ServiceLevel(Value):
 class WatchPolicy(Value):
     """When `edgesplit watch` thinks again."""
 
-    interval: Time = 2.0  # between two rounds of readings
+    interval: Annotated[Time, Field(ge=0.1)] = 2.0  # between two rounds of readings
     host_timeout: Time = 6.0  # a host silent for so long is lost
     slowdown: Annotated[float, Field(gt=1)] = 1.5  # measured over profiled compute time
     memory: Fraction = 0.95  # used share of what a host allows

@@ -6,9 +6,10 @@ Must not know: where a quantity comes from or what it limits.
 
 from __future__ import annotations
 
+import math
 import re
 
-_NUMBER = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z/]*)\s*$")
+_NUMBER = re.compile(r"^\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z/]*)\s*$")
 
 # IEC 80000-13 binary prefixes and SI decimal prefixes.
 _SIZES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -47,11 +48,13 @@ def parse_rate(text: object) -> float:
 
 
 def _scaled(value: float, steps: list[tuple[float, str]]) -> str:
-    for factor, unit in steps:
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
-    factor, unit = steps[-1]
-    return f"{value / factor:.3g} {unit}"
+    """Three significant digits, in the largest unit of which there is at least one (after rounding)."""
+    for number, (factor, unit) in enumerate(steps):
+        digits = max(0, 2 - math.floor(math.log10(value / factor))) if value >= factor else 2
+        rounded = round(value / factor, digits)
+        if rounded >= 1 or number == len(steps) - 1:
+            return f"{rounded:.{digits}f}".rstrip("0").rstrip(".") + f" {unit}" if digits else f"{rounded:.0f} {unit}"
+    raise AssertionError("unreachable: the last step always answers")
 
 
 def format_size(size: float) -> str:

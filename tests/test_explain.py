@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from test_cost import MIB, chain_of, host_of, mesh, posed
 from test_solver import problems, solved
 
 from edgesplit.errors import InfeasibleError
-from edgesplit.plan import Objective, Pin, ServiceLevel, Workload
+from edgesplit.plan import Pin, ServiceLevel, Workload
 from edgesplit.revision.explain import summarise, why_infeasible
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.solver import solve
@@ -35,7 +34,7 @@ def refusal(problem: Problem, **options: Any) -> InfeasibleError:
 def test_the_entry_is_too_small_for_what_only_it_may_hold() -> None:
     error = refusal(fleet_of(1, 50))
     assert error.message == (
-        "memory: embedding, head needs 2.08 MiB (weights 2 MiB, KV cache 0 B, workspace 78.1 KiB) and a allows 1 MiB, "
+        "memory: embedding, head need 2.08 MiB (weights 2 MiB, KV cache 0 B, workspace 78.1 KiB) and a allows 1 MiB, "
         "1.08 MiB too little: a 1 MiB (51 MiB free, less 50 MiB for the runner)"
     )
     assert "workload.max_context" in error.hint
@@ -45,14 +44,14 @@ def test_the_hosts_together_are_too_small() -> None:
     error = refusal(fleet_of(6, 5, caps={"b": 4 * MIB}))
     assert error.message.startswith("memory: the model needs 14.2 MiB (weights 14 MiB, KV cache 58.6 KiB, ")
     assert error.message.endswith(
-        "all together allow 10 MiB, 4.21 MiB too little: a 6 MiB (56 MiB free, less 50 MiB for the runner), "
+        "the hosts together allow 10 MiB, 4.21 MiB too little: a 6 MiB (56 MiB free, less 50 MiB for the runner), "
         "b 4 MiB (its `memory`)"
     )
 
 
 def test_pinned_blocks_are_too_large_for_the_trusted_hosts() -> None:
     error = refusal(fleet_of(8, 50, pins=(Pin(blocks=("layers.0-3",)),)))
-    assert error.message.startswith("memory: embedding, layers.0-3, head needs 10.1 MiB")
+    assert error.message.startswith("memory: embedding, layers.0-3, head need 10.1 MiB")
     assert error.hint.endswith("or loosen the pin")
 
 
@@ -87,7 +86,7 @@ def test_a_running_split_whose_stages_fit_nowhere() -> None:
     problem = fleet_of(8, 9)
     error = refusal(problem, fixed_boundaries=split_from_placement("abbbbbba"))
     assert error.message == "the stage layers.0-5 (12.1 MiB) fits no host that may hold it"
-    error = refusal(problem, fixed_boundaries=split_from_placement("abbbaaba"))
+    error = refusal(problem, fixed_boundaries=split_from_placement("abbbccca"))
     assert error.message.startswith("no hosts hold the running split's stages as they are: a 8 MiB")
     assert "split again" in error.hint
 
@@ -108,7 +107,7 @@ def said(problem: Problem) -> str:
 def test_it_says_that_one_host_is_best() -> None:
     problem = fleet_of(50, 50, links=mesh("ab", rtt=1.0))
     assert said(problem).splitlines() == [
-        "One host is best: a alone answers a request in 1.32 s, and no split over the 1 other usable host is better.",
+        "One host is best: a alone answers a request in 1.32 s, and no split with b is better.",
         "A token takes 120 ms, all of it computing.",
         "embedding and head stay on the entry a.",
     ]
@@ -117,7 +116,7 @@ def test_it_says_that_one_host_is_best() -> None:
 def test_it_says_why_one_host_is_not_enough_and_what_binds() -> None:
     text = said(fleet_of(8, 9))
     assert "One host is not enough (a: its blocks need 14.1 MiB, it allows 8 MiB); split, a request takes" in text
-    assert "Memory binds: no further layer fits on a (6.1 MiB of 8 MiB), b (8.12 MiB of 9 MiB)." in text
+    assert "Memory binds: no further layer fits on a (6.1 MiB of 8 MiB), b (8.11 MiB of 9 MiB)." in text
 
 
 def test_it_says_what_the_split_gains_over_one_host() -> None:
@@ -138,19 +137,11 @@ def test_it_says_who_makes_the_others_wait_and_which_level_is_missed() -> None:
     assert "Service level missed: time per token is 48 ms, over the wished 20 ms." in text
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"objective": Objective(latency=1.0)}, "The simple rule (entry first, then the fastest hosts) would cost "),
-        ({"a": 3, "b": 7, "links": {}}, "finds no split here"),
-    ],
-)
-def test_it_compares_with_the_rule(options: Mapping[str, Any], sentence: str) -> None:
-    memory = {"a": 8, "b": 50}
-    if "links" in options:  # c is all the entry can reach, b is faster
-        hosts = {"a": host_of(0.02, 3), "b": host_of(0.001, 5), "c": host_of(0.01, 50)}
-        links = {pair: link for pair, link in mesh("abc").items() if pair != ("b", "c")}
-        problem = posed(SIX, hosts, links)
-    else:
-        problem = fleet_of(**{**memory, **options})
-    assert sentence in said(problem)
+def test_it_compares_with_the_rule() -> None:
+    assert "The simple rule (entry first, then the fastest hosts) would cost " in said(fleet_of(8, 50))
+
+
+def test_it_says_when_the_rule_finds_nothing() -> None:
+    hosts = {"a": host_of(0.02, 3), "b": host_of(0.001, 5), "c": host_of(0.01, 50)}
+    no_way_on = {pair: link for pair, link in mesh("abc").items() if pair != ("b", "c")}  # b is faster, and too small
+    assert "finds no split here" in said(posed(SIX, hosts, no_way_on))

@@ -318,7 +318,7 @@ def test_a_missing_key_file(sshd: SshdFactory, tmp_path: Path) -> None:
 def test_a_key_with_a_passphrase_needs_the_agent(
     sshd: SshdFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    locked = sshd.keys.pair("locked", passphrase="secret")  # noqa: S106 - of a key that lives for a test
+    locked = sshd.keys.pair("locked", passphrase="secret")
     server = sshd()
     (server.home / "authorized_keys").write_bytes(locked.with_suffix(".pub").read_bytes())
     with pytest.raises(LoginError, match="ssh-add"):

@@ -106,13 +106,11 @@ def _plain(text: str) -> str:
     return f"{float(number):f}{unit}"
 
 
-@pytest.mark.xfail(strict=True, reason="three digits of 1000 to 1023, and of what rounds up to 1000, are 1e+03")
 @pytest.mark.parametrize(("shown", "expected"), [(format_size(1000), "1000 B"), (format_rate(125e6 - 1), "1 Gbit/s")])
 def test_no_quantity_is_shown_with_an_exponent(shown: str, expected: str) -> None:
     assert shown == expected
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="the number may have any length")
 def test_a_quantity_beyond_every_number_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^expected a size"):
         parse_size(400 * "9" + "GiB")

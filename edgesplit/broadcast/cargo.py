@@ -67,7 +67,11 @@ class Cargo:
         needs = {}
         for host in target.hosts:
             paths = {shard_path(manifest.shards[block]) for block in manifest.blocks(host)}
-            paths |= {shard_path(manifest.common), self.archive.name, *(f"files/{sha}" for sha in manifest.files.values())}
+            paths |= {
+                shard_path(manifest.common),
+                self.archive.name,
+                *(f"files/{sha}" for sha in manifest.files.values()),
+            }
             needs[host] = Need({path: self.things[path].size for path in paths})
         return needs
 

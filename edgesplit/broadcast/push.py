@@ -33,7 +33,6 @@ START_SECONDS = 120  # a runner imports torch: 4 to 9 s on a fast machine, ten t
 LOAD_SECONDS = 1800.0
 LINK_SECONDS = 20.0
 TRIAL_SECONDS = 60.0
-LOCKED = 73  # commands.lock's status for a lock somebody holds
 
 
 class Progress(Protocol):
@@ -140,18 +139,18 @@ class _Act:
             self._keys()
         if phase is Phase.PREPARE:
             self.prepared = True
-        handlers: dict[Phase, Callable[[Host, Step], None]] = {
+        handlers: dict[Phase, Callable[[Host, Step], object]] = {
             Phase.LOCK: self._lock,
             Phase.SHIP: self._ship,
             Phase.START: self._start,
             Phase.PREPARE: self._prepare,
-            Phase.LINK: lambda host, step: self._say(host, "link", LINK_SECONDS + 10, timeout=LINK_SECONDS),
-            Phase.TRIAL: lambda host, step: self._say(host, "trial", TRIAL_SECONDS + 10, timeout=TRIAL_SECONDS),
+            Phase.LINK: lambda host, _: self._say(host, "link", LINK_SECONDS + 10, timeout=LINK_SECONDS),
+            Phase.TRIAL: lambda host, _: self._say(host, "trial", TRIAL_SECONDS + 10, timeout=TRIAL_SECONDS),
             Phase.COMMIT: self._commit,
-            Phase.CONFIRM: lambda host, step: self._say(host, "commit", 30),
+            Phase.CONFIRM: lambda host, _: self._say(host, "commit", 30),
             Phase.RETIRE: self._retire,
-            Phase.STOP: lambda host, step: self._stop(host),
-            Phase.UNLOCK: lambda host, step: self._unlock(host),
+            Phase.STOP: lambda host, _: self._stop(host),
+            Phase.UNLOCK: lambda host, _: self._unlock(host),
         }
         by_host: dict[str, list[Step]] = {}
         for step in steps:
@@ -167,17 +166,17 @@ class _Act:
 
     # --- steps ---
 
-    def _lock(self, host: Host, step: Step) -> None:
-        who = f"{getpass.getuser()} on {platform.node()}, {_now():%Y-%m-%d %H:%M:%S} UTC: {self.reason}"
+    def _lock(self, host: Host, _: Step) -> None:
+        note = signature(self.reason)
         try:
-            host.run(commands.lock(self._folder(host), who))
+            host.run(commands.lock(self._folder(host), note))
         except CommandFailed as error:
-            if error.status != LOCKED:
+            if error.status != commands.LOCKED:
                 raise
-            hint = "wait for it, or if that controller is gone: edgesplit unlock"
-            raise MovedError(f"{host.name} is locked by {error.stderr.strip() or 'somebody'}", hint) from error
+            who = error.stderr.strip() or "somebody"
+            raise MovedError(f"{host.name} is locked by {who}", commands.LOCK_HINT) from error
         self.locked.add(host.name)
-        host.run(commands.audit(self._folder(host), f"epoch {self.target.epoch}: {who}"))
+        host.run(commands.audit(self._folder(host), f"epoch {self.target.epoch}: {note}"))
 
     def _ship(self, host: Host, step: Step) -> None:
         free = int(host.run(commands.free_space(self._folder(host))).strip() or 0)
@@ -197,7 +196,7 @@ class _Act:
             yield piece
             self.progress.sent(step, len(piece))
 
-    def _start(self, host: Host, step: Step) -> None:
+    def _start(self, host: Host, _: Step) -> None:
         spec, folder = self.cargo.inventory.hosts[host.name], self._folder(host)
         arguments = ["--host", host.name, "--deployment", self.cargo.name, "--threads", str(spec.cores or 0)]
         self.started.add(host.name)
@@ -208,11 +207,11 @@ class _Act:
             log = host.run(commands.log_tail(folder, 5)).strip()
             raise HostError(host.name, f"the runner did not start: {error}\n{log}".strip()) from error
 
-    def _prepare(self, host: Host, step: Step) -> None:
+    def _prepare(self, host: Host, _: Step) -> None:
         manifest = self.cargo.manifest(self.target, self.fingerprints)
         self._say(host, "prepare", LOAD_SECONDS, manifest=manifest.to_dict())
 
-    def _commit(self, host: Host, step: Step) -> None:
+    def _commit(self, host: Host, _: Step) -> None:
         self._say(host, "commit", 30)
         self.committed = True
 
@@ -308,6 +307,11 @@ def _put(host: Host, path: str, text: str) -> None:
 def _patience(size: int) -> float:
     """Seconds a file may take: what 1 Mbit/s needs, and a minute."""
     return 60 + size / 125_000
+
+
+def signature(reason: str) -> str:
+    """Who does what, and since when: what a lock and an audit line say."""
+    return f"{getpass.getuser()} on {platform.node()}, {_now():%Y-%m-%d %H:%M:%S} UTC: {reason}"
 
 
 def _now() -> datetime.datetime:

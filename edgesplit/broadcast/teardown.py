@@ -15,25 +15,31 @@ from edgesplit.inventory import Inventory
 
 
 def take_down(
-    name: str, inventory: Inventory, hosts: Mapping[str, Host]
+    name: str, inventory: Inventory, hosts: Mapping[str, Host], note: str
 ) -> tuple[dict[str, bool], dict[str, HostError]]:
-    """(host -> was anything there, host -> why it could not be cleared)."""
+    """(host -> was anything there, host -> why it could not be cleared). Raises MovedError when a lock is held."""
 
-    def clear(host: Host) -> bool:
-        spec = inventory.hosts[host.name]
-        folder = f"{spec.work}/{name}"
-        found = host.run(commands.survey(folder)).splitlines()
-        if not found:
-            return False
-        if "lock/note" in found:
-            note = host.run(commands.read_if_there(f"{folder}/lock/note")).strip()
-            raise HostError(host.name, f"locked by {note}", "wait for it, or if that controller is gone: edgesplit unlock")
-        host.run(commands.stop_runner(folder, host.name, name), timeout=60)
-        host.run(commands.remove(folder))
-        host.run(commands.remove_empty(spec.work))
-        return True
+    def folder(host: Host) -> str:
+        return f"{inventory.hosts[host.name].work}/{name}"
 
-    return survey(hosts, clear)
+    def lock(host: Host) -> bool:
+        there = bool(host.run(commands.survey(folder(host))))
+        host.run(commands.lock(folder(host), note))
+        return there
+
+    def clear(host: Host) -> None:
+        host.run(commands.stop_runner(folder(host), host.name, name), timeout=60)
+        host.run(commands.remove(folder(host)))
+        host.run(commands.remove_empty(inventory.hosts[host.name].work))
+
+    # every lock first: a watcher that is just moving blocks would bring the deployment back behind our back
+    there, errors = survey(hosts, lock)
+    held = [error for error in errors.values() if isinstance(error, CommandFailed) and error.status == commands.LOCKED]
+    if held:
+        survey({host: hosts[host] for host in there}, lambda host: host.run(commands.unlock(folder(host))))
+        raise MovedError(f"{held[0].host} is locked by {held[0].stderr.strip()}", commands.LOCK_HINT)
+    _, more = survey({host: hosts[host] for host in there}, clear)
+    return there, {**errors, **more}
 
 
 def break_locks(name: str, inventory: Inventory, hosts: Mapping[str, Host]) -> dict[str, str]:

@@ -68,7 +68,8 @@ def transition(
 ) -> tuple[Step, ...]:
     """The steps to `target` (whose epoch is set) from `running`. Hosts that cannot be reached are not in `presences`
     and get no step; a host of `target` must be there."""
-    epoch, steps = target.epoch, []
+    epoch = target.epoch
+    steps: list[Step] = []
     affected = [host for host in presences if host in target.hosts or (running and host in running.hosts)]
 
     def add(phase: Phase, hosts: list[str] | tuple[str, ...], detail: str) -> None:

@@ -24,7 +24,7 @@ def run(
 
     from edgesplit.broadcast.push import look, push, settled
     from edgesplit.broadcast.transition import transition
-    from edgesplit.cli.render import bars, print_json, talk
+    from edgesplit.cli.render import bars, talk
     from edgesplit.cli.workspace import Workspace
     from edgesplit.hosts.fanout import connect
 
@@ -32,7 +32,7 @@ def run(
     target = space.split()
     with talk.status("naming the shards ..."):
         cargo = space.cargo()
-    with connect(space.inventory, _involved(space.inventory.hosts, target.hosts)) as hosts:
+    with connect(space.inventory) as hosts:
         scene = look(cargo, hosts)
         if settled(scene, target):
             _report(as_json, {"changed": False, "epoch": scene.running.epoch if scene.running else 0})
@@ -56,11 +56,6 @@ def run(
         f"on {space.plan.entry}; try: edgesplit generate {plan} 'Hello'",
         highlight=False,
     )
-
-
-def _involved(every: object, needed: tuple[str, ...]) -> list[str] | None:
-    """All hosts of the inventory: those that leave the split have to be told as well."""
-    return None
 
 
 def _announce(steps: tuple[Step, ...]) -> None:

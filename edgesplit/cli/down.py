@@ -9,6 +9,7 @@ from edgesplit.cli.options import Inventory, Json, Plan, Yes
 
 def run(plan: Plan, inventory: Inventory = None, yes: Yes = False, as_json: Json = False) -> None:
     """Stop the runners and remove every trace of the deployment from all hosts."""
+    from edgesplit.broadcast.push import signature
     from edgesplit.broadcast.teardown import take_down
     from edgesplit.cli.render import print_json, talk
     from edgesplit.cli.workspace import Workspace
@@ -20,7 +21,7 @@ def run(plan: Plan, inventory: Inventory = None, yes: Yes = False, as_json: Json
     if not yes and not typer.confirm(f"Take {space.plan.name} off {names}?", err=True):
         raise typer.Abort
     with connect(space.inventory) as hosts:
-        found, errors = take_down(space.plan.name, space.inventory, hosts)
+        found, errors = take_down(space.plan.name, space.inventory, hosts, signature("down"))
     if as_json:
         print_json({"removed": found, "errors": {host: error.message for host, error in errors.items()}})
     for host, there in found.items():

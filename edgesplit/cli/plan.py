@@ -36,7 +36,7 @@ def _show(solution: Solution, problem: Problem) -> None:
     from edgesplit.units import format_size, format_time
 
     costs = solution.costs
-    hops = {number: hop for number, hop in enumerate(costs.hops)}
+    hops = dict(enumerate(costs.hops))
     rows = []
     for number, stage in enumerate(costs.stages):
         hop = hops.get(number)

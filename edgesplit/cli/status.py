@@ -24,7 +24,11 @@ def run(plan: Plan, inventory: Inventory = None, as_json: Json = False) -> None:
     name, specs = space.plan.name, space.inventory.hosts
     with connect(space.inventory) as hosts:
         found, errors = survey(hosts, lambda host: present(host, f"{specs[host.name].work}/{name}", specs[host.name]))
-        split = served(hosts[space.plan.entry], f"{specs[space.plan.entry].work}/{name}") if space.plan.entry in found else None
+        split = (
+            served(hosts[space.plan.entry], f"{specs[space.plan.entry].work}/{name}")
+            if space.plan.entry in found
+            else None
+        )
     states = {host: state for host, (_, state) in found.items()}
     predicted = _predicted(space, split)
     entry = states.get(space.plan.entry)

@@ -23,6 +23,7 @@ def run(
 
     Ctrl-C stops watching; the ring goes on serving.
     """
+    import signal
     import time
 
     from edgesplit.broadcast.push import served
@@ -32,6 +33,8 @@ def run(
     from edgesplit.hosts.fanout import connect
     from edgesplit.orchestrator.watch import Watch
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background without SIGINT
+        signal.signal(number, signal.default_int_handler)
     space = Workspace.open(plan, inventory)
     fleet, cargo = space.fleet(), space.cargo()
     with connect(space.inventory) as hosts:

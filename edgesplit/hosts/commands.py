@@ -90,17 +90,20 @@ def remove_empty(folder: str) -> Command:
     return Command(f"remove {folder} if empty", f"rmdir {path(folder)} 2>/dev/null || true")
 
 
+LOCKED = 73  # the status of `lock` when somebody holds it; EX_CANTCREAT of sysexits.h
+LOCK_HINT = "wait for it, or if that controller is gone: edgesplit unlock"
+
 # --- lock and audit ---------------------------------------------------------------------------------------------------
 
 
 def lock(folder: str, note: str) -> Command:
-    """Take the lock: a folder one mkdir makes, with a note a person can read. Status 73 when somebody holds it."""
+    """Take the lock: a folder one mkdir makes, with a note a person can read. Status LOCKED when somebody holds it."""
     held = path(f"{folder}/lock")
     return Command(
         f"lock {folder}",
         f"umask 077 && mkdir -p {path(folder)} && if why=$(mkdir {held} 2>&1); "
         f"then printf '%s\\n' {shlex.quote(note)} > {held}/note; "
-        f"elif [ -d {held} ]; then cat {held}/note >&2; exit 73; else printf '%s\\n' \"$why\" >&2; exit 1; fi",
+        f"elif [ -d {held} ]; then cat {held}/note >&2; exit {LOCKED}; else printf '%s\\n' \"$why\" >&2; exit 1; fi",
     )
 
 

@@ -69,7 +69,9 @@ def resolve(source: str, revision: str | None, beside: Path) -> Path:
     if folder.is_dir():
         return folder
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise ModelError(f"no model folder {folder}", "give the path of a checkpoint's folder, or a hub id (owner/name)")
+        raise ModelError(
+            f"no model folder {folder}", "give the path of a checkpoint's folder, or a hub id (owner/name)"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -80,7 +82,9 @@ def resolve(source: str, revision: str | None, beside: Path) -> Path:
         hint = "accept its licence on the hub's page, then log in with `hf auth login`"
         raise ModelError(f"model {source} is gated", hint) from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"no folder {folder} and no model {source} on the hub", "check the name in the plan") from error
+        raise ModelError(
+            f"no folder {folder} and no model {source} on the hub", "check the name in the plan"
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         hint = "check the network, or give the path of a downloaded folder as `model`"
         raise ModelError(f"model {source} is not in the local cache and the hub is out of reach", hint) from error
@@ -124,9 +128,7 @@ def _recall(cache: Path | None, stamp: str) -> _Known | None:
     return known if known.stamp == stamp else None
 
 
-def _analyse(
-    folder: Path, name: str, dtype: str, tensors: Mapping[str, TensorAt], contents: str, stamp: str
-) -> _Known:
+def _analyse(folder: Path, name: str, dtype: str, tensors: Mapping[str, TensorAt], contents: str, stamp: str) -> _Known:
     anatomy, probe = _examine(folder, dtype)
     places = {key: _place(key, anatomy) for key in tensors}
     _complete(folder, anatomy, places)
@@ -335,7 +337,11 @@ def _cached(model: Any, config: Any, tokens: int) -> list[int]:
     with torch.no_grad():
         model(input_ids=ids, past_key_values=cache, use_cache=True)
     return [
-        sum(value.numel() * value.element_size() for value in vars(layer).values() if isinstance(value, torch.Tensor) and value.is_meta)
+        sum(
+            value.numel() * value.element_size()
+            for value in vars(layer).values()
+            if isinstance(value, torch.Tensor) and value.is_meta
+        )
         for layer in cache.layers
     ]
 

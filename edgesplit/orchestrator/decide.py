@@ -1,4 +1,4 @@
-"""(state, running split, policy, now) -> what is wrong; (what is wrong, what could be) -> Keep | Redistribute | Resplit.
+"""(state, running split, policy, now) -> what is wrong; (what is wrong, what could be) -> keep, redistribute, re-split.
 
 Two questions, as in the paper's eq. 8: has a threshold tripped, and does another mapping cost enough less? Hysteresis
 is data: how many readings in a row count, how long a move rests, how much a move must win.
@@ -60,7 +60,9 @@ def alarms(state: State, running: Split, policy: WatchPolicy, now: float) -> tup
     if state.late_for >= policy.patience:
         reading = state.host(running.entry).reading
         measured = format_time(reading.time_per_token or 0.0) if reading else "?"
-        found.append(Alarm(kind="late", host=running.entry, text=f"time per token is {measured}, over the service level"))
+        found.append(
+            Alarm(kind="late", host=running.entry, text=f"time per token is {measured}, over the service level")
+        )
     return tuple(found)
 
 
@@ -105,7 +107,9 @@ def decide(
         rest = format_time(policy.cooldown - (now - state.last_move))
         return Decision(action="keep", because=f"{why}; the last move is recent, {rest} to rest")
     if gain is not None and gain < policy.min_gain:
-        return Decision(action="keep", because=f"{why}; the best move wins only {gain:.0%} (at least {policy.min_gain:.0%})")
+        return Decision(
+            action="keep", because=f"{why}; the best move wins only {gain:.0%} (at least {policy.min_gain:.0%})"
+        )
     return Decision(action=action, because=why, target=best.split, gain=gain)
 
 

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydantic import Field
+
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.push import Progress, look, push
-from edgesplit.errors import EdgesplitError, HostError, InfeasibleError
+from edgesplit.errors import EdgesplitError, HostError, InfeasibleError, ServingError
 from edgesplit.fleet import Fleet
 from edgesplit.hosts.host import Host
 from edgesplit.orchestrator.decide import Alarm, Decision, Options, alarms, decide, thresholds
@@ -35,7 +37,7 @@ class Event(Value):
     event: Literal["reading", "keep", "move", "moved", "failed"]
     text: str
     epoch: int
-    readings: dict[str, Reading | str] = {}
+    readings: dict[str, Reading | str] = Field(default_factory=dict)
     decision: Decision | None = None
     split: Split | None = None
     seconds: float | None = None
@@ -54,10 +56,14 @@ class Watch:
     state: State = field(default_factory=State)
 
     def round(self, *, dry_run: bool = False) -> Iterator[Event]:
-        """One turn of the loop; the events as they happen."""
+        """One turn of the loop; the events as they happen. Raises ServingError when the deployment is gone."""
         readings = self._measure()
         now = self.clock()
         yield self._event("reading", _summary(readings), readings=readings)
+        entry = readings[self.running.entry]
+        if isinstance(entry, Reading) and not entry.deployed:
+            name = self.cargo.plan.name
+            raise ServingError(f"{name} was taken down", "nothing is left to watch")
         policy = self.cargo.plan.watch
         tripped = alarms(self.state, self.running, policy, now)
         if not tripped:
@@ -88,7 +94,9 @@ class Watch:
         """A host that was lost is not used for a while; but never the entry, without which nothing serves."""
         lost = [alarm.host for alarm in tripped if alarm.kind == "lost" and alarm.host != self.running.entry]
         self.state = self.state.model_copy(
-            update={"aside": {**self.state.aside, **dict.fromkeys(lost, now + max(ASIDE, self.cargo.plan.watch.cooldown))}}
+            update={
+                "aside": {**self.state.aside, **dict.fromkeys(lost, now + max(ASIDE, self.cargo.plan.watch.cooldown))}
+            }
         )
 
     # 3 Split Revision
@@ -137,7 +145,9 @@ class Watch:
         return self._event("moved", text, decision=decision, split=self.running, seconds=took)
 
     def _event(self, kind: Literal["reading", "keep", "move", "moved", "failed"], text: str, **more: object) -> Event:
-        return Event.model_validate({"at": self.clock(), "event": kind, "text": text, "epoch": self.running.epoch, **more})
+        return Event.model_validate(
+            {"at": self.clock(), "event": kind, "text": text, "epoch": self.running.epoch, **more}
+        )
 
 
 def _rested(state: State) -> dict[str, object]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pydantic import Field
+
 from edgesplit.fleet import Fleet, HostProfile
 from edgesplit.profiling.probes import Reading
 from edgesplit.split import Split
@@ -31,10 +33,10 @@ class HostState(Value):
 class State(Value):
     """All hosts, and the service as the entry measured it. `late_for`: consecutive readings over the service level."""
 
-    hosts: dict[str, HostState] = {}
+    hosts: dict[str, HostState] = Field(default_factory=dict)
     late_for: int = 0
     last_move: float | None = None
-    aside: dict[str, float] = {}  # host -> until when it is not used (seconds since the epoch)
+    aside: dict[str, float] = Field(default_factory=dict)  # host -> until when it is not used (seconds since the epoch)
 
     def host(self, name: str) -> HostState:
         return self.hosts.get(name, HostState())

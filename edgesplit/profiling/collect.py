@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from edgesplit.broadcast.archive import runner_archive
-from edgesplit.errors import HostError
+from edgesplit.errors import CommandFailed, HostError
 from edgesplit.fleet import Fleet, HostProfile, LinkProfile
 from edgesplit.hosts.fanout import survey
 from edgesplit.hosts.host import Host
-from edgesplit.inventory import Inventory
+from edgesplit.inventory import HostSpec, Inventory
 from edgesplit.model.checkpoint import Checkpoint
 from edgesplit.plan import ModelPlan
 from edgesplit.profiling import probes
@@ -122,14 +122,18 @@ def collect(
     def read(host: Host) -> Reading:
         spec = inventory.hosts[host.name]
         folder = f"{spec.work}/{name}"
-        if host.name in deployed:
-            text = host.run(probes.read(spec, folder, archive.name), timeout=READ_SECONDS)
-        else:
-            text = host.run(probes.read_afar(spec, folder), stdin=archive.data, timeout=READ_SECONDS)
         try:
-            return probes.parse_reading(text)
+            return probes.parse_reading(_reading(host, spec, folder, here=host.name in deployed))
         except NoProfile as error:
             raise HostError(host.name, str(error)) from error
+
+    def _reading(host: Host, spec: HostSpec, folder: str, *, here: bool) -> str:
+        if here:
+            try:
+                return host.run(probes.read(spec, folder, archive.name), timeout=READ_SECONDS)
+            except CommandFailed:  # the folder was removed: that is a reading too
+                pass
+        return host.run(probes.read_afar(spec, folder), stdin=archive.data, timeout=READ_SECONDS)
 
     found, failures = survey(hosts, read)
     return {**found, **failures}

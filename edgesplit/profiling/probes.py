@@ -82,7 +82,8 @@ def parse_call(text: str) -> tuple[LinkProfile, LinkProfile]:
         raise NoProfile(str(answer["error"]))
     try:
         rtt = float(answer["rtt"])
-        return tuple(LinkProfile(rtt=rtt, bandwidth=float(answer[way])) for way in ("up", "down"))  # type: ignore[return-value]
+        up, down = (LinkProfile(rtt=rtt, bandwidth=float(answer[way])) for way in ("up", "down"))
+        return up, down
     except (KeyError, TypeError, ValueError) as error:
         raise NoProfile(f"the link's measurement makes no sense: {error!r}") from error
 
@@ -100,7 +101,8 @@ class StageReading(Value):
 class Reading(Value):
     """One look at one host. Totals only rise; the difference of two readings is what happened between them.
 
-    `runner`: does it answer. `broken`: why the epoch it holds is broken, "" if it is not.
+    `deployed`: has it ever served here. `runner`: does it answer. `broken`: why the epoch it serves is broken, "" if
+    it is not.
     """
 
     at: float
@@ -108,6 +110,7 @@ class Reading(Value):
     memory_total: int
     memory_available: int
     busy_seconds: float  # of the CPUs the runner may use, by everybody
+    deployed: bool
     runner: bool
     runner_seconds: float = 0.0  # CPU time of the runner
     threads: int = 0  # of the runner
@@ -142,6 +145,7 @@ def parse_reading(text: str) -> Reading:
             memory_total=answer["memory_total"],
             memory_available=answer["memory_available"],
             busy_seconds=answer["busy_s"],
+            deployed=answer["manifest"],
             runner=bool(runner),
             runner_seconds=runner.get("cpu_s", 0.0),
             threads=runner.get("threads", 0),
@@ -156,6 +160,7 @@ def parse_reading(text: str) -> Reading:
                     decode_seconds=stage["decode_total_s"],
                 )
                 for number, stage in epoch.get("stages", {}).items()
+                if serving is not None
             ),
             tokens=entry.get("tokens", 0),
             time_per_token=entry.get("time_per_token_s"),

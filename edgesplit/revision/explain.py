@@ -69,14 +69,22 @@ def _by_size(group: frozenset[str]) -> tuple[int, list[str]]:
 
 
 def _short(problem: Problem, blocks: list[int], hosts: list[str]) -> InfeasibleError:
-    workspace = problem.workspace * len(hosts)
+    useful = [host for host in hosts if problem.hosts[host].budget > problem.workspace] or hosts
+    workspace = problem.workspace * len(useful)
     need = sum(problem.memory[block] for block in blocks) + problem.common + workspace
-    allowed = sum(problem.hosts[host].budget for host in hosts)
+    allowed = sum(problem.hosts[host].budget for host in useful)
     caches = sum(problem.caches[block] for block in blocks)
     what = "the model" if len(blocks) == len(problem.blocks) else problem.name(*blocks)
-    where = hosts[0] if len(hosts) == 1 else "the hosts that may hold it" if len(hosts) < len(problem.hosts) else "all"
+    verb = "need" if 1 < len(blocks) < len(problem.blocks) else "needs"
+    where = (
+        hosts[0]
+        if len(hosts) == 1
+        else "the hosts that may hold it"
+        if len(hosts) < len(problem.hosts)
+        else "the hosts"
+    )
     message = (
-        f"memory: {what} needs {format_size(need)} (weights {format_size(need - caches - workspace)}, "
+        f"memory: {what} {verb} {format_size(need)} (weights {format_size(need - caches - workspace)}, "
         f"KV cache {format_size(caches)}, workspace {format_size(workspace)}) and {where} "
         f"{'allows' if len(hosts) == 1 else 'together allow'} {format_size(allowed)}, "
         f"{format_size(need - allowed)} too little: {', '.join(_budget(problem, host) for host in hosts)}"
@@ -111,7 +119,7 @@ def _whole_blocks(problem: Problem) -> InfeasibleError | None:
     """The bytes would do, but blocks cannot be divided."""
     for segment in cut(problem, None, merge=True):
         if sum(segment.limits.values()) < segment.count:
-            fits = ", ".join(f"{host} {limit}" for host, limit in segment.limits.items()) or "none on any host"
+            fits = ", ".join(f"{host} {limit}" for host, limit in segment.limits.items()) or "no host has room for one"
             each = format_size(problem.memory[segment.first])
             return InfeasibleError(
                 f"memory: of the {segment.count} blocks {problem.name(*segment.blocks)} ({each} each) "
@@ -188,9 +196,9 @@ def _one_host(solution: Solution, problem: Problem) -> str:
     costs, entry = solution.costs, problem.entry
     request = format_time(costs.latency_seconds)
     if len(solution.split.stages) == 1:
-        others = len(problem.hosts) - 1
+        others = ", ".join(host for host in problem.hosts if host != entry)
         return f"One host is best: {entry} alone answers a request in {request}" + (
-            f", and no split over the {others} other usable host{'s' * (others > 1)} is better." if others else "."
+            f", and no split with {others} is better." if others else "."
         )
     alone = single_host(problem)
     if alone is None:

@@ -119,7 +119,9 @@ def _handler(core: Any, deployment: str, folder: Path) -> Callable[[dict[str, An
     from .manifest import parse
 
     store = core.store
-    gate = Gate(deployment, folder / "keys" / "controller.pub", lambda: store.read("serial"), lambda s: store.write("serial", s))
+    gate = Gate(
+        deployment, folder / "keys" / "controller.pub", lambda: store.read("serial"), lambda s: store.write("serial", s)
+    )
     one = threading.Lock()
     records: dict[int, str] = {}
 
@@ -150,7 +152,7 @@ def _handler(core: Any, deployment: str, folder: Path) -> Callable[[dict[str, An
         except Refused as error:
             log.warning("refused: %s", error)
             return {"error": f"refused: {error}"}
-        except Exception as error:  # noqa: BLE001 - the main loop's handler: every failure is answered and logged
+        except Exception as error:  # the main loop's handler: every failure is answered and logged
             log.exception("%s failed", message.get("verb", "a command"))
             return {"error": str(error) or repr(error)}
 

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +93,9 @@ class Api:
 
     async def _health(self, _: HttpRequest) -> Response:
         report = await asyncio.wait_for(asyncio.wrap_future(self._worker.call(self._entry.report)), HEALTHY)
-        return JSONResponse({"status": "ok" if report["serving"] else "waiting", **report}, 200 if report["serving"] else 503)
+        return JSONResponse(
+            {"status": "ok" if report["serving"] else "waiting", **report}, 200 if report["serving"] else 503
+        )
 
     async def _completions(self, http: HttpRequest) -> Response:
         body = await _body(http)
@@ -117,7 +119,7 @@ class Api:
             raise BadRequest("this model has no chat template; use /v1/completions", "messages")
         try:
             text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # noqa: BLE001 - a template is a program of the checkpoint and may raise anything
+        except Exception as error:  # a template is a program of the checkpoint and may raise anything
             raise BadRequest(f"the chat template refuses these messages: {error}", "messages") from error
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return await self._respond(http, body, ids, chat=True)
@@ -151,7 +153,7 @@ class Api:
         future: Future[int] = self._worker.call(lambda: self._entry.submit(request))
         answer.number = await asyncio.wrap_future(future)
 
-    async def _pieces(self, answer: Answer) -> AsyncIterator[tuple[str, str | None]]:
+    async def _pieces(self, answer: Answer) -> AsyncGenerator[tuple[str, str | None], None]:
         """(text, None) as it becomes certain, then ("", why it ended). Leaving early cancels the sequence."""
         text = Detokenizer(self._tokenizer, answer.wish.stop)
         done = False
@@ -178,8 +180,9 @@ class Api:
         parts: list[str] = []
         end = None
         async with contextlib.aclosing(self._pieces(answer)) as pieces:
-            async for text, end in pieces:
+            async for text, why in pieces:
                 parts.append(text)
+                end = why
                 if await http.is_disconnected():
                     return Response(status_code=499)  # nginx's code for a client that went
         if end == "timeout":

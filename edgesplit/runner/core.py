@@ -76,7 +76,7 @@ class Core:
         ring = Ring(manifest, self.host, stages, self._worker)
         ring.sampled = self._trial_over
         ring.broken = lambda: self._trial_broken(ring)
-        self._in_worker(lambda: (self._rings.update({ring.epoch: ring}), ring.event(Event.LOADED)))
+        self._in_worker(lambda: self._welcome(ring))
         return {"seconds": time.monotonic() - start, "rss": rss()}
 
     def link(self, epoch: int, timeout: float) -> dict[str, Any]:
@@ -168,6 +168,10 @@ class Core:
         except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
             log.exception("stage %d failed", work.stage)
             ring.fault(self.host, f"stage {work.stage} failed: {error}")
+
+    def _welcome(self, ring: Ring) -> None:
+        ring.event(Event.LOADED)
+        self._rings[ring.epoch] = ring
 
     def _take_over(self, ring: Ring) -> None:
         ring.event(Event.COMMIT)

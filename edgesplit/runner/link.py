@@ -149,7 +149,9 @@ def _call(call: Call, context: ssl.SSLContext) -> ssl.SSLSocket:
         _write(sock, call.hello)
         answer = _read(sock, Decoder(0))
         if answer.kind is not Kind.WELCOME:
-            raise LinkError(f"{call.address}:{call.port} refused: {(answer.text or {}).get('reason', answer.kind.name)}")
+            raise LinkError(
+                f"{call.address}:{call.port} refused: {(answer.text or {}).get('reason', answer.kind.name)}"
+            )
         sock.settimeout(None)
     except WireError as error:
         sock.close()

@@ -140,9 +140,7 @@ class Ring:
             return
         start = time.perf_counter()
         result = stage.forward(sequence, work.payload)
-        self.clocks[work.stage].add(
-            time.perf_counter() - start, sequence.tokens - work.position, prefill=work.prefill
-        )
+        self.clocks[work.stage].add(time.perf_counter() - start, sequence.tokens - work.position, prefill=work.prefill)
         if isinstance(result, Hidden):
             self._send(work, result)
         elif work.sample and self.sampled is not None:

@@ -45,7 +45,7 @@ class Hidden:
         return self.tensors if self.tuple_ else self.tensors[0]
 
 
-class _Leave(Exception):  # noqa: N818 - not an error: it carries the boundary's value out of the model's forward
+class _Leave(Exception):  # not an error: it carries the boundary's value out of the model's forward
     def __init__(self, value: Any) -> None:
         super().__init__()
         self.value = value
@@ -76,7 +76,7 @@ def _hollow(layer: nn.Module, forward: Any) -> None:
     layer._parameters.clear()
     layer._buffers.clear()
     layer._is_hf_initialized = True  # nothing is left that transformers could initialise
-    layer.forward = forward  # type: ignore[method-assign]
+    layer.forward = forward
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,9 @@ def _leave_after(_layer: nn.Module, _args: Any, output: Any) -> Any:
 
 
 def _arrive(wire: _Wire) -> Any:
-    def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (wire.arrived, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": wire.arrived}
@@ -245,7 +247,7 @@ class Stage:
         foreign = [_counting(layer) for index, layer in enumerate(cache.layers) if index not in own]
         return Sequence(cache, 0, foreign)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def forward(self, sequence: Sequence, arrived: torch.Tensor | Hidden, all_logits: bool = False) -> Any:
         """Run `T` new positions of one sequence.
 

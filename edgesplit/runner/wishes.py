@@ -44,7 +44,9 @@ def read_wish(body: Mapping[str, Any], base: Sampling, service: Service, prompt:
         raise BadRequest("n must be 1", "n")
     room = service.max_context - prompt
     if room < 1:
-        raise BadRequest(f"the prompt has {prompt} tokens and the plan's max_context is {service.max_context}", "prompt")
+        raise BadRequest(
+            f"the prompt has {prompt} tokens and the plan's max_context is {service.max_context}", "prompt"
+        )
     asked = body.get("max_completion_tokens", body.get("max_tokens"))
     if asked is not None and (type(asked) is not int or asked < 1):
         raise BadRequest("max_tokens must be a whole number of at least 1", "max_tokens")
