@@ -96,6 +96,8 @@ hosts:
             "watch: {interval: soon}",
             '4:19: watch.interval: expected a time such as "300ms", with a unit of us, ms, s, min, h; found \'soon\'',
         ),
+        ("watch: {interval: 0}", "4:19: watch.interval: expected 0.1 or more, found 0"),
+        ("watch: {interval: 50ms}", "4:19: watch.interval: expected 0.1 or more, found '50ms'"),
         ("dtype: f16", "4:8: dtype: expected 'float32', 'bfloat16' or 'float16', found 'f16'; did you mean 'float16'?"),
         ("dtype: q4", "4:8: dtype: expected 'float32', 'bfloat16' or 'float16', found 'q4'"),
         ("pins: {to: desk}", "4:1: pins: expected a list, found a mapping"),
@@ -305,7 +307,7 @@ def test_an_attack_ends_soon(mistakes: Read, text: str) -> None:
 
 def test_aliases_are_followed_and_mistakes_in_them_placed_where_they_stand(mistakes: Read) -> None:
     assert mistakes("hosts:\n  a: &a {ssh: {host: a}}\n  b: *a\n") == [
-        "f:1:1: hosts a and b share the data-plane address a:7431; give each its own data.port or data.address"
+        "f:1:1: hosts a and b share the work folder ~/.edgesplit; give each its own"
     ]
     assert mistakes("hosts:\n  a: &a {ssh: a, cores: 0}\n  b: *a\n") == [
         "f:2:25: hosts.a.cores: expected 1 or more, found 0",

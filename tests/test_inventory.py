@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -104,7 +105,7 @@ def test_a_host_needs_nothing_but_its_alias(read: Any) -> None:
                 memory=None,
                 cores=None,
                 data=DataPlane(address=None, port=7431),
-                python="python3",
+                python=None,
                 work="~/.edgesplit",
                 labels={},
             )
@@ -153,8 +154,21 @@ def test_a_host_may_be_all_defaults(read: Any) -> None:
         ),
         ("hosts: {a: {connection: local, ssh: a}}", "f:1:9: hosts.a: a local host has no `ssh`"),
         (
-            "hosts: {a: {connection: local}, b: {connection: local}}",
+            "hosts: {a: {connection: local}, b: {connection: local, work: /b}}",
             f"f:1:1: hosts a and b share the data-plane address 127.0.0.1:7431; {REMEDY}",
+        ),
+        (
+            "hosts: {a: {connection: local}, b: {connection: local, data: {port: 7432}}}",
+            "f:1:1: hosts a and b share the work folder ~/.edgesplit; give each its own",
+        ),
+        (
+            "hosts: {a: {ssh: pi, work: /w/}, b: {ssh: pi, work: /w, data: {port: 7432}}}",
+            "f:1:1: hosts a and b share the work folder /w; give each its own",
+        ),
+        (
+            "hosts: {a: {ssh: a, work: split}}",
+            "f:1:27: hosts.a.work: expected a path that begins with / or ~/, the same wherever a login starts; "
+            "found 'split'",
         ),
         (
             "hosts: {a: {ssh: a, data: {address: x}}, b: {ssh: x}}",
@@ -174,9 +188,19 @@ hosts:
   a: {ssh: pi}
   b: {ssh: {host: 10.0.0.2}, data: {address: 192.168.1.2}}
   c: {connection: local}
-  d: {connection: local, data: {address: 192.168.1.3}}
+  d: {connection: local, data: {address: 192.168.1.3}, work: /d}
 """).hosts
     assert [host.data_address for host in hosts.values()] == ["pi", "192.168.1.2", "127.0.0.1", "192.168.1.3"]
+
+
+def test_the_same_folder_on_different_machines_is_no_clash(read: Any) -> None:
+    hosts = read("hosts: {a: {ssh: a, work: /w}, b: {ssh: b, work: /w}, c: {connection: local, work: /w}}").hosts
+    assert {host.work for host in hosts.values()} == {"/w"}
+
+
+def test_which_python_runs_the_runner(read: Any) -> None:
+    hosts = read("hosts: {a: {ssh: a}, b: {connection: local}, c: {ssh: c, python: ~/v/bin/python}}").hosts
+    assert [host.interpreter for host in hosts.values()] == ["python3", sys.executable, "~/v/bin/python"]
 
 
 def test_the_local_inventory_is_three_runners_on_this_machine() -> None:

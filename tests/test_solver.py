@@ -149,7 +149,7 @@ def test_whole_stages_equal_brute_force_over_their_hosts(problem: Problem, data:
 
 
 @settings(max_examples=200, deadline=None)
-@given(problems(most_hosts=3), st.booleans())
+@given(st.booleans().flatmap(lambda like: problems(like, most_hosts=3)), st.booleans())
 def test_pins_hold_and_the_program_means_what_the_costs_say(problem: Problem, merge: bool) -> None:
     optimum = optimise(problem, merge=merge)
     if optimum is None:
@@ -211,11 +211,21 @@ def test_a_star_of_links_needs_the_entry_between_all_others() -> None:
     assert len(solution.split.stages) == 7
 
 
-def test_a_hundred_layers_stay_private_by_going_deep() -> None:
+@pytest.mark.parametrize(
+    ("missing", "ring"),
+    [(("c", "a"), ["a", "c", "b", "a"]), (("b", "a"), ["a", "b", "c", "a"])],
+    ids=["deep layers are exposed", "or, where the links ask for it, those between"],
+)
+def test_a_hundred_layers_stay_private(missing: tuple[str, str], ring: list[str]) -> None:
+    """Layers are counted, yet each is weighed by its depth."""
     hosts = {"a": host_of(0.02, 100), "b": host_of(0.001, 300), "c": host_of(0.001, 20)}
+    links = {pair: link for pair, link in mesh("abc").items() if pair != missing}
     private = Objective(latency=1.0, privacy=1000.0)
-    problem = posed(chain_of([2] * 100), hosts, mesh("abc"), trusted=("a", "c"), objective=private)
-    assert [stage.host for stage in solve(problem).split.stages] == ["a", "c", "b", "a"]
+    problem = posed(chain_of([2] * 100), hosts, links, trusted=("a", "c"), objective=private)
+    solution, optimum = solve(problem), optimise(problem)
+    assert [stage.host for stage in solution.split.stages] == ring
+    assert optimum is not None
+    assert optimum.objective == pytest.approx(solution.costs.phi, rel=1e-9)
 
 
 def test_memory_is_exact_to_the_byte() -> None:

@@ -43,13 +43,16 @@ def run(
             raise ServingError(f"{space.plan.name} is not deployed", f"edgesplit deploy {plan}")
         watch = Watch(cargo, fleet, hosts, running, Quiet())
         talk.print(f"watching epoch {running.epoch} of {space.plan.name}; Ctrl-C stops watching", highlight=False)
-        while True:
-            start = time.monotonic()
-            for event in watch.round(dry_run=dry_run):
-                _show(event, as_json)
-            if once:
-                return
-            time.sleep(max(0.0, space.plan.watch.interval - (time.monotonic() - start)))
+        try:
+            while True:
+                start = time.monotonic()
+                for event in watch.round(dry_run=dry_run):
+                    _show(event, as_json)
+                if once:
+                    return
+                time.sleep(max(0.0, space.plan.watch.interval - (time.monotonic() - start)))
+        except KeyboardInterrupt:
+            talk.print(f"no longer watching; epoch {watch.running.epoch} goes on serving", highlight=False)
 
 
 def _show(event: Event, as_json: bool) -> None:

@@ -27,7 +27,7 @@ import pulp
 
 from edgesplit.errors import EdgesplitError
 from edgesplit.revision.problem import Problem
-from edgesplit.revision.segments import Hop, Segment, counting_is_exact, cut
+from edgesplit.revision.segments import Hop, Segment, counting_is_exact, cut, every_pair_linked
 from edgesplit.split import Split
 
 TOLERANCE = 1e-9  # of the solver, on numbers scaled to about 1
@@ -92,7 +92,7 @@ def optimise(problem: Problem, fixed_boundaries: Split | None = None, merge: boo
     segments = cut(problem, fixed_boundaries, merge)
     complete = counting_is_exact(problem, segments)
     optimum = _solve(problem, segments, complete)
-    if optimum is None and not complete:  # links that join hosts only through others need a second stretch there
+    if optimum is None and not complete and not every_pair_linked(problem):  # a star's centre has several stretches
         return _solve(problem, cut(problem, None, merge=False), complete=True)
     return optimum
 

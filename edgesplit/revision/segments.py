@@ -80,7 +80,8 @@ def counting_is_exact(problem: Problem, segments: Iterable[Segment]) -> bool:
 
     It is where a relay never pays: then a second stretch of a host can join its first (or, on an untrusted host, the
     first its last, which exposes deeper layers) and the hops around it become one. That one must be no slower than
-    both and occupy its link no longer than the slower of both, and what crosses a boundary must be the same at all.
+    both and, where work queues, occupy its link no longer than the slower of both; and what crosses a boundary must be
+    the same at all.
     """
     if all(segment.count == 1 for segment in segments):
         return True
@@ -95,11 +96,17 @@ def _relay_never_pays(problem: Problem, source: str, relay: str, target: str) ->
     if not problem.linked(source, target):
         return False
     direct, legs = (source, target), ((source, relay), (relay, target))
-    for tokens in (1, problem.chunk_tokens):
+    work = problem.workload
+    for tokens, shared in ((1, work.concurrency > 1), (problem.chunk_tokens, problem.chunks > 1)):
         arrival = sum(problem.hop(*leg, 0, tokens) for leg in legs)
         occupied = max(problem.occupied(*leg, 0, tokens) for leg in legs)
         if problem.hop(*direct, 0, tokens) > arrival * ROUNDING:
             return False
-        if problem.occupied(*direct, 0, tokens) > occupied * ROUNDING:
+        if shared and problem.occupied(*direct, 0, tokens) > occupied * ROUNDING:
             return False
     return True
+
+
+def every_pair_linked(problem: Problem) -> bool:
+    """If so, counting layers finds a split whenever there is one: a second stretch only costs memory and time."""
+    return all(problem.linked(*pair) for pair in permutations(problem.hosts, 2))
