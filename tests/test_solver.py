@@ -54,7 +54,7 @@ def meshes(draw: st.DrawFn, names: str, like: bool) -> dict[tuple[str, str], Lin
 def problems(draw: st.DrawFn, like: bool = False, most_hosts: int = 4) -> Problem:
     """`like`: identical layers, and links over which no relay pays."""
     names = "abcd"[: draw(st.integers(2, most_hosts))]
-    layers = draw(st.integers(1, MOST_LAYERS[len(names)]))
+    layers = draw(st.integers(1, MOST_LAYERS[len(names)] - (most_hosts < 4)))
     weight = st.integers(1, 3)
     weights = [draw(weight)] * layers if like else [draw(weight) for _ in range(layers)]
     hosts = {
@@ -109,13 +109,13 @@ def near(value: float | None) -> object:
     return None if value is None else pytest.approx(value, rel=1e-7, abs=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(problems())
 def test_block_by_block_it_equals_brute_force(problem: Problem) -> None:
     assert phi(solved(problem, merge=False)) == near(best_phi(every_split(problem), problem))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(problems(like=True))
 def test_counting_layers_loses_nothing_where_no_relay_pays(problem: Problem) -> None:
     solution = solved(problem)
@@ -134,7 +134,7 @@ def test_counting_layers_says_when_it_is_not_complete(problem: Problem) -> None:
             assert counted.costs.phi == near(named.costs.phi)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(problems(), st.data())
 def test_whole_stages_equal_brute_force_over_their_hosts(problem: Problem, data: st.DataObject) -> None:
     names, inner = list(problem.hosts), len(problem.blocks) - 2
@@ -177,7 +177,7 @@ def test_the_order_of_the_hosts_does_not_matter() -> None:
     assert solve(posed(chain, hosts, links)) == solve(posed(chain, turned, dict(reversed(links.items()))))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(problems())
 def test_the_rules_never_beat_the_optimum(problem: Problem) -> None:
     for split in (greedy(problem), single_host(problem)):

@@ -19,6 +19,9 @@ from transformers.generation.logits_process import (
 )
 
 
+COLDEST = 1e-4  # a temperature below it is greedy: dividing by it may leave float32
+
+
 @dataclass(frozen=True)
 class Sampling:
     """temperature 0 is greedy. What a request leaves out comes from the checkpoint's generation config."""
@@ -52,7 +55,7 @@ class Sampler:
     """The state of one request's sampling: it goes on after a replay as if nothing had happened."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self.greedy = sampling.temperature == 0.0
+        self.greedy = sampling.temperature < COLDEST
         self._generator = torch.Generator()
         if sampling.seed is None:
             self._generator.seed()
@@ -71,7 +74,7 @@ class Sampler:
             self._steps.append(TopPLogitsWarper(sampling.top_p))
 
     def pick(self, logits: torch.Tensor, tokens: list[int]) -> int:
-        """`logits`: [vocabulary]; `tokens`: all ids so far, prompt and answer."""
+        """`logits`: [vocabulary]; `tokens`: all ids so far, prompt and answer. Raises RuntimeError on NaN logits."""
         scores = logits.detach().cpu().to(torch.float32).unsqueeze(0)
         if self._steps:
             scores = self._steps(torch.tensor([tokens]), scores)

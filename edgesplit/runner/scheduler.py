@@ -49,9 +49,9 @@ class Scheduler(Generic[T]):
         self._prefill_turn = not prefill
         return (self._prefill if prefill else self._decode).popleft()
 
-    def forget(self, epoch: int, sequence: int | None = None) -> None:
-        """Throw away what waits of an epoch, or of one of its sequences."""
+    def forget(self, epoch: int, place: tuple[int, int] | None = None) -> None:
+        """Throw away what waits of an epoch, or only of one (stage, sequence) of it."""
         for queue in (self._decode, self._prefill):
-            keep = [work for work in queue if work.epoch != epoch or sequence not in (None, work.sequence)]
+            keep = [work for work in queue if work.epoch != epoch or place not in (None, (work.stage, work.sequence))]
             queue.clear()
             queue.extend(keep)

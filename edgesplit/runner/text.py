@@ -46,9 +46,11 @@ class Detokenizer:
 
     def end(self) -> str:
         """What was held back, when the answer ends without a stop string."""
-        rest = self._held + self._decode(self._prefix, len(self._ids))[len(self._decode(self._prefix, self._read)) :]
-        self._held, self._read = "", len(self._ids)
-        return rest
+        before, after = self._decode(self._prefix, self._read), self._decode(self._prefix, len(self._ids))
+        self._prefix = self._read = len(self._ids)
+        text = self._release(after[len(before) :])
+        rest, self._held = self._held, ""
+        return text + rest
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -4,7 +4,9 @@
 
 All numbers are big-endian. The body of WORK is tensors: count u8, then per tensor dtype u8, rank u8, rank x u32, and
 then the raw bytes of each in turn; dtype 0 is an absent tensor. The body of HELLO, WELCOME, BEAT and FAULT is a JSON
-object. DROP and BYE have none. Every frame names its epoch; every length is checked before anything is allocated.
+object. DROP and BYE have none. The bytes of each tensor begin at a multiple of 16 of the body (zeros in between), so
+that they can be computed on where they arrive. Every frame names its epoch; every length is checked before anything
+is allocated.
 
 Must not know: sockets, threads, torch, and what the tensors mean.
 """
@@ -24,6 +26,7 @@ HEADER = struct.Struct("!4sBBHIQII")
 MAX_TEXT = 64 * 2**10  # bytes of a JSON body
 MAX_TENSORS = 16
 MAX_RANK = 8
+ALIGN = 16  # bytes; what malloc aligns a receive buffer to, and no element or vector of our dtypes needs more
 _SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}  # bytes per element
 _CODES = {name: code for code, name in enumerate(_SIZES, start=1)}
 _NAMES = {code: name for name, code in _CODES.items()}
@@ -71,20 +74,13 @@ class Message:
 
 
 def encode(message: Message) -> Iterator[bytes | bytearray | memoryview]:
-    """The frame, in pieces that are sent in turn: tensor bytes are never copied."""
+    """The frame, in pieces that are sent in turn, none empty: tensor bytes are never copied. Raises WireError."""
     pieces: list[bytes | bytearray | memoryview] = []
     if message.tensors:
-        head = bytearray([len(message.tensors)])
-        for tensor in message.tensors:
-            if tensor is None:
-                head += b"\0\0"
-                continue
-            head += struct.pack(f"!BB{len(tensor.shape)}I", _CODES[tensor.dtype], len(tensor.shape), *tensor.shape)
-            pieces.append(tensor.data)
-        pieces.insert(0, head)
+        pieces = _pieces(message.tensors)
     elif message.text is not None:
-        pieces.append(json.dumps(message.text).encode())
-    length = sum(len(memoryview(piece).cast("B")) for piece in pieces)
+        pieces = [json.dumps(message.text).encode()]
+    length = sum(memoryview(piece).nbytes for piece in pieces)
     yield HEADER.pack(
         MAGIC,
         message.kind,
@@ -96,6 +92,28 @@ def encode(message: Message) -> Iterator[bytes | bytearray | memoryview]:
         length,
     )
     yield from pieces
+
+
+def _pieces(tensors: tuple[Tensor | None, ...]) -> list[bytes | bytearray | memoryview]:
+    head = bytearray([len(tensors)])
+    for tensor in tensors:
+        if tensor is None:
+            head += b"\0\0"
+            continue
+        if tensor.dtype not in _CODES:
+            raise WireError(f"a tensor of {tensor.dtype} cannot travel")
+        head += struct.pack(f"!BB{len(tensor.shape)}I", _CODES[tensor.dtype], len(tensor.shape), *tensor.shape)
+    pieces: list[bytes | bytearray | memoryview] = [head]
+    at = len(head)
+    for tensor in tensors:
+        size = 0 if tensor is None else memoryview(tensor.data).nbytes
+        if tensor is None or not size:
+            continue
+        if padding := -at % ALIGN:
+            pieces.append(bytes(padding))
+        pieces.append(tensor.data)
+        at += padding + size
+    return pieces
 
 
 class Decoder:
@@ -192,10 +210,11 @@ def _tensors(body: memoryview) -> tuple[Tensor | None, ...]:
             tensors.append(None)
             continue
         size = _SIZES[shape[0]] * math.prod(shape[1])
-        if at + size > len(body):
-            raise WireError(f"a tensor of {size} bytes in a body that has {len(body) - at} left")
-        tensors.append(Tensor(shape[0], shape[1], body[at : at + size]))
-        at += size
+        start = at + -at % ALIGN if size else at
+        if start + size > len(body):
+            raise WireError(f"a tensor of {size} bytes in a body that has {max(0, len(body) - start)} left")
+        tensors.append(Tensor(shape[0], shape[1], body[start : start + size]))
+        at = start + size
     if at != len(body):
         raise WireError(f"{len(body) - at} bytes too many behind the last tensor")
     return tuple(tensors)

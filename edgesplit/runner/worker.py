@@ -40,21 +40,28 @@ class Worker(threading.Thread):
                 self._scheduler.add(work)
             self._ready.notify()
 
-    def forget(self, epoch: int, sequence: int | None = None) -> None:
+    def forget(self, epoch: int, place: tuple[int, int] | None = None) -> None:
         with self._ready:
-            self._scheduler.forget(epoch, sequence)
+            self._scheduler.forget(epoch, place)
 
     def call(self, act: Callable[[], T]) -> Future[T]:
-        """Run `act` in the worker's thread, before any further work."""
+        """Run `act` in the worker's thread, before any further work; cancelled when the worker has stopped."""
         future: Future[T] = Future()
         with self._ready:
+            if self._stopping:
+                future.cancel()
+                return future
             self._calls.append((act, future))
             self._ready.notify()
         return future
 
     def stop(self) -> None:
+        """After the piece of work under way; calls that still wait are cancelled."""
         with self._ready:
             self._stopping = True
+            for _, future in self._calls:
+                future.cancel()
+            self._calls.clear()
             self._ready.notify()
 
     def run(self) -> None:
@@ -73,9 +80,10 @@ class Worker(threading.Thread):
 
 
 def _answer(act: Callable[[], Any], future: Future[Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return  # whoever asked has given up
     try:
         future.set_result(act())
     except Exception as error:  # noqa: BLE001 - the caller gets it, whatever it is
-        if not future.done():
-            future.set_exception(error)
+        future.set_exception(error)
         log.debug("a call failed: %r", error)

@@ -1,0 +1,188 @@
+"""The watch loop on real runners: hosts die, freeze and slow down in mid-answer, and the answers stay what they were."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SshdFarm
+from deployments import NAMES, Deployment, deployment
+
+from edgesplit.cli.render import Quiet
+from edgesplit.orchestrator.watch import Event, Watch
+from edgesplit.profiling.collect import profile
+
+pytestmark = pytest.mark.fleet
+
+PROMPT = [40, 7, 99, 140, 23, 200, 81, 17]
+COUNT = 200
+START = ("desk", "desk", "shelf", "shelf", "shelf", "desk")
+
+
+def watch_of(made: Deployment) -> Watch:
+    """A watch with a true profile of this machine, as `edgesplit profile` would have made it."""
+    cargo = made.cargo
+    fleet = profile(made.hosts, made.plan, cargo.inventory, cargo.checkpoint, time.time(), lambda _: None)
+    assert not fleet.problems
+    assert made.running is not None
+    return Watch(cargo, fleet, made.hosts, made.running, Quiet())
+
+
+def turn_until(watch: Watch, kind: str, seconds: float = 60) -> list[Event]:
+    """Turns of the loop until an event of this kind, all events."""
+    deadline, events = time.monotonic() + seconds, []
+    while time.monotonic() < deadline:
+        for event in watch.round():
+            events.append(event)
+            if event.event == kind:
+                return events
+        time.sleep(watch.cargo.plan.watch.interval)
+    pytest.fail(f"no {kind!r} within {seconds} s: {[f'{e.event}: {e.text}' for e in events[-8:]]}")
+
+
+class Answer(threading.Thread):
+    """A streamed answer, collected in the background; `tokens` is the final list of ids."""
+
+    def __init__(self, made: Deployment) -> None:
+        super().__init__()
+        self._made = made
+        self.pieces: list[dict[str, Any]] = []
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            for choice in self._made.stream(PROMPT, COUNT):
+                self.pieces.append(choice)
+        except Exception as error:  # noqa: BLE001 - shown by the test
+            self.failure = error
+
+    @property
+    def tokens(self) -> list[int]:
+        self.join(timeout=60)
+        assert self.failure is None, self.failure
+        assert not self.is_alive(), f"the stream hangs after {len(self.pieces)} pieces"
+        assert self.pieces[-1]["finish_reason"] == "length"
+        return self.pieces[-1]["token_ids"]
+
+
+def in_mid_answer(made: Deployment) -> Answer:
+    answer = Answer(made)
+    answer.start()
+    deadline = time.monotonic() + 30
+    while len(answer.pieces) < 10 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert 10 <= len(answer.pieces) < COUNT, answer.failure
+    return answer
+
+
+@contextmanager
+def slowed(pid: int, share: float) -> Iterator[None]:
+    """Let a process run only this share of the time, as an overloaded host would."""
+    over = threading.Event()
+
+    def throttle() -> None:
+        while not over.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            over.wait(0.02 * (1 - share))
+            os.kill(pid, signal.SIGCONT)
+            over.wait(0.02 * share)
+
+    thread = threading.Thread(target=throttle)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def steady_requests(made: Deployment) -> Iterator[list[list[int]]]:
+    """One request after another; yields the answers so far."""
+    over, answers = threading.Event(), []
+
+    def ask() -> None:
+        while not over.is_set():
+            answers.append(made.complete(PROMPT, 40)["token_ids"])
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        thread.join(timeout=60)
+
+
+def killed(made: Deployment) -> None:
+    os.kill(made.pid("shelf"), signal.SIGKILL)
+
+
+def frozen(made: Deployment) -> None:
+    os.kill(made.pid("shelf"), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("harm", [killed, frozen])
+def test_a_lost_host_in_mid_answer_costs_a_pause_only(harm: Callable[[Deployment], None], tmp_path: Path) -> None:
+    with deployment(tmp_path) as made:
+        made.push(*START)
+        undisturbed = made.complete(PROMPT, COUNT)["token_ids"]
+        watch = watch_of(made)
+        turn_until(watch, "reading")
+        answer = in_mid_answer(made)
+        harm(made)
+        events = turn_until(watch, "moved")
+        assert answer.tokens == undisturbed
+        assert events[-1].epoch == 2
+        assert "shelf" not in watch.running.hosts
+        assert watch.running.placement()[1] == "desk"
+
+
+@pytest.mark.ssh
+def test_a_lost_host_behind_ssh_in_mid_answer_costs_a_pause_only(tmp_path: Path, sshd: SshdFarm) -> None:
+    with deployment(tmp_path, targets={name: sshd().target() for name in NAMES}) as made:
+        made.push(*START)
+        undisturbed = made.complete(PROMPT, COUNT)["token_ids"]
+        watch = watch_of(made)
+        turn_until(watch, "reading")
+        answer = in_mid_answer(made)
+        killed(made)
+        turn_until(watch, "moved")
+        assert answer.tokens == undisturbed
+        assert "shelf" not in watch.running.hosts
+
+
+@pytest.mark.ssh
+def test_an_overloaded_host_gives_layers_away(tmp_path: Path, sshd: SshdFarm) -> None:
+    with deployment(tmp_path, targets={name: sshd().target() for name in NAMES}) as made:
+        made.push(*START)
+        watch = watch_of(made)
+        expected = made.complete(PROMPT, 40)["token_ids"]
+        with steady_requests(made) as answers, slowed(made.pid("shelf"), 0.1):
+            events = turn_until(watch, "moved")
+        move = next(event for event in events if event.event == "move")
+        assert "shelf computes" in move.text
+        assert watch.running.placement().count("shelf") < 3
+        assert answers
+        assert all(answer == expected for answer in answers)
+
+
+def test_an_overloaded_trusted_host_keeps_what_is_pinned_to_it(tmp_path: Path) -> None:
+    with deployment(tmp_path) as made:
+        made.push("desk", "desk", "desk", "desk", "shelf", "desk")
+        watch = watch_of(made)
+        expected = made.complete(PROMPT, 40)["token_ids"]
+        with steady_requests(made) as answers, slowed(made.pid("desk"), 0.1):
+            turn_until(watch, "moved")
+        placement = watch.running.placement()
+        assert placement.count("desk") < 5
+        assert placement[0] == placement[1] == placement[-1] == "desk"  # embedding, layers.0, head
+        assert all(answer == expected for answer in answers)
