@@ -22,8 +22,9 @@ from cryptography.x509.oid import NameOID
 from edgesplit.errors import DeployError
 from edgesplit.values import Value
 
-LIFETIME = datetime.timedelta(days=365)
-SKEW = datetime.timedelta(days=1)  # hosts without a battery-backed clock are late
+# As long as any deployment: nothing renews a certificate, and the manifest's fingerprints say which ones count.
+LIFETIME = datetime.timedelta(days=3650)
+SKEW = datetime.timedelta(days=365)  # a board without a battery-backed clock wakes up on the day it was switched off
 
 
 class Secrets(Value):

@@ -67,10 +67,11 @@ def transition(
     running: Split | None, target: Split, presences: Mapping[str, Presence], needs: Mapping[str, Need]
 ) -> tuple[Step, ...]:
     """The steps to `target` (whose epoch is set) from `running`. Hosts that cannot be reached are not in `presences`
-    and get no step; a host of `target` must be there."""
+    and get no step; a host of `target` must be there. A runner that no split explains is retired and stopped too."""
     epoch = target.epoch
     steps: list[Step] = []
-    affected = [host for host in presences if host in target.hosts or (running and host in running.hosts)]
+    known = set(target.hosts) | set(running.hosts if running else ())
+    affected = [host for host, presence in presences.items() if host in known or presence.epochs is not None]
 
     def add(phase: Phase, hosts: list[str] | tuple[str, ...], detail: str) -> None:
         steps.extend(Step(phase, host, epoch, detail=detail) for host in hosts)

@@ -14,6 +14,7 @@ from edgesplit.values import Value
 
 EMBEDDING = "embedding"
 HEAD = "head"
+COMMON = -1  # in place of a block number: weights that every stage holds
 _LAYERS = re.compile(r"^layers\.(\d+)(?:-(\d+))?$")
 
 

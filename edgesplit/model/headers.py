@@ -70,7 +70,10 @@ def _indexed(folder: Path, index: Path) -> dict[str, TensorAt]:
 
 
 def read_header(file: Path) -> list[TensorAt]:
-    """The tensors of one file: u64 little-endian length, JSON header, data without gap or overlap. Raises ModelError."""
+    """The tensors of one file: u64 little-endian length, JSON header, data without gap or overlap.
+
+    Raises ModelError.
+    """
     try:
         size = file.stat().st_size
         with file.open("rb") as data:
@@ -99,8 +102,8 @@ def _words(error: Exception) -> str:
 
 
 def _entry(file: Path, key: str, value: Any, base: int) -> TensorAt:
-    entry = value if isinstance(value, dict) else {}
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    entry: dict[str, Any] = value if isinstance(value, dict) else {}
+    dtype, shape, offsets = (entry.get(name, ()) for name in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or not _whole(shape, MAX_RANK) or not _whole(offsets, 2) or len(offsets) != 2:
         raise ValueError(f"{key} has no proper dtype, shape and data_offsets")
     if dtype not in ELEMENT:

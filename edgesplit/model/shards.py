@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from edgesplit.errors import ModelError
-from edgesplit.model.checkpoint import COMMON, Checkpoint, TensorAt
-from edgesplit.values import Value
+from edgesplit.model.blocks import COMMON
+from edgesplit.model.checkpoint import Checkpoint, remember
+from edgesplit.model.headers import TensorAt
+from edgesplit.values import Value, digest
 
 PIECE = 2**20  # bytes per read
 
@@ -50,7 +53,7 @@ class Cut:
 
 
 class HashCache(Value):
-    """Hashes already computed, valid while the files they came from are unchanged (size and mtime)."""
+    """Hashes already computed, by shard name; valid while the files they came from are unchanged (size and mtime)."""
 
     stamp: str
     hashes: dict[str, str]
@@ -61,14 +64,26 @@ def cut(checkpoint: Checkpoint, cache: Path, progress: Callable[[int], None] = l
 
     `cache`: a file that remembers the hashes. Raises ModelError.
     """
-    known = _remembered(cache, stamp := _stamp(checkpoint))
     places = [*range(len(checkpoint.chain.blocks)), COMMON]
-    shards = {place: _shard(checkpoint, place, known, progress) for place in places}
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    cache.write_text(HashCache(stamp=stamp, hashes={s.name: s.sha256 for s in shards.values()}).to_json())
+    tensors = {place: _tensors(checkpoint, place) for place in places}
+    try:
+        known = _remembered(cache, stamp := _stamp(tensors))
+        shards = {place: _shard(_name(checkpoint, place), tensors[place], known, progress) for place in places}
+        files = {path.name: (hashlib.sha256(path.read_bytes()).hexdigest(), path) for path in checkpoint.side_files}
+    except OSError as error:
+        raise ModelError(f"{error.filename} cannot be read: {error.strerror}", "is the checkpoint complete?") from error
+    remember(cache, HashCache(stamp=stamp, hashes={shard.name: shard.sha256 for shard in shards.values()}))
     common = shards.pop(COMMON)
-    files = {path.name: (hashlib.sha256(path.read_bytes()).hexdigest(), path) for path in checkpoint.side_files}
     return Cut(tuple(shards.values()), common, files)
+
+
+def _tensors(checkpoint: Checkpoint, place: int) -> tuple[TensorAt, ...]:
+    mine = (tensor for key, tensor in checkpoint.tensors.items() if checkpoint.places.get(key) == place)
+    return tuple(sorted(mine, key=lambda tensor: tensor.key))
+
+
+def _name(checkpoint: Checkpoint, place: int) -> str:
+    return "common" if place == COMMON else checkpoint.chain.blocks[place].name
 
 
 def _remembered(cache: Path, stamp: str) -> dict[str, str]:
@@ -79,16 +94,15 @@ def _remembered(cache: Path, stamp: str) -> dict[str, str]:
     return known.hashes if known.stamp == stamp else {}
 
 
-def _stamp(checkpoint: Checkpoint) -> str:
-    files = sorted({tensor.file for tensor in checkpoint.tensors.values()})
-    return json.dumps([[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+def _stamp(tensors: Mapping[int, tuple[TensorAt, ...]]) -> str:
+    """Digest of what the hashes depend on: the files, and which of their bytes go where."""
+    files = sorted({tensor.file for mine in tensors.values() for tensor in mine})
+    states = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    parts = [[[tensor.key, str(tensor.file), tensor.start] for tensor in mine] for mine in tensors.values()]
+    return digest(json.dumps([states, parts]))
 
 
-def _shard(checkpoint: Checkpoint, place: int, known: dict[str, str], progress: Callable[[int], None]) -> Shard:
-    tensors = tuple(
-        sorted((t for key, t in checkpoint.tensors.items() if checkpoint.places[key] == place), key=lambda t: t.key)
-    )
-    name = "common" if place == COMMON else checkpoint.chain.blocks[place].name
+def _shard(name: str, tensors: tuple[TensorAt, ...], known: dict[str, str], progress: Callable[[int], None]) -> Shard:
     header = _header(tensors)
     size = len(header) + sum(tensor.size for tensor in tensors)
     sha = known.get(name)
@@ -117,12 +131,19 @@ def _header(tensors: tuple[TensorAt, ...]) -> bytes:
 
 def _data(tensors: tuple[TensorAt, ...]) -> Iterator[bytes]:
     for tensor in tensors:
-        with tensor.file.open("rb") as file:
-            file.seek(tensor.start)
-            left = tensor.size
-            while left:
-                piece = file.read(min(PIECE, left))
-                if not piece:
-                    raise ModelError(f"{tensor.file} became shorter while it was read")
-                left -= len(piece)
-                yield piece
+        try:
+            with tensor.file.open("rb") as file:
+                yield from _piecewise(file, tensor)
+        except OSError as error:
+            raise ModelError(f"{tensor.file} cannot be read: {error.strerror}") from error
+
+
+def _piecewise(file: IO[bytes], tensor: TensorAt) -> Iterator[bytes]:
+    file.seek(tensor.start)
+    left = tensor.size
+    while left:
+        piece = file.read(min(PIECE, left))
+        if not piece:
+            raise ModelError(f"{tensor.file} became shorter while it was read")
+        left -= len(piece)
+        yield piece

@@ -8,16 +8,17 @@ Must not know: files beyond the config, hosts.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import DynamicCache
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -31,8 +32,8 @@ from edgesplit.runner.stage import DTYPES
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What transformers raises on a config that it knows but cannot build: each family checks its own numbers in its own way
-_BUILD_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError,
-                 AssertionError, ImportError, StrictDataclassError)  # fmt: skip
+_FOREIGN = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError,
+                AssertionError, ImportError, StrictDataclassError)  # fmt: skip
 
 Tensors = Mapping[str, TensorAt]
 
@@ -50,7 +51,8 @@ def analyse(folder: Path, name: str, dtype: str, tensors: Tensors, contents: str
     """`contents`: the digest of the checkpoint. Raises ModelError."""
     model, anatomy, config = _build(folder, dtype)
     places = _places(folder, model, anatomy, tensors)
-    probe = _probed(folder, model, anatomy, config)
+    with _translated(folder, "run"):
+        probe = _probe(model, anatomy, config)
     sizes = _sizes(tensors, places, DTYPE_BYTES[dtype])
     own_head = any(place == anatomy.count + 1 for place in places.values())
     chain = Chain(
@@ -67,15 +69,23 @@ def analyse(folder: Path, name: str, dtype: str, tensors: Tensors, contents: str
 
 def _build(folder: Path, dtype: str) -> tuple[Any, Anatomy, Any]:
     """The model without weights, where its parts are, and its config."""
-    try:
+    with _translated(folder, "build"):
         config = read_config(str(folder))
+        _check_plain(folder, config)
         config._experts_implementation = "batched_mm"  # the default, a grouped kernel, has no meta form in float32
         model = skeleton(config, DTYPES[dtype]).eval()
         return model, examine(model), config
+
+
+@contextlib.contextmanager
+def _translated(folder: Path, act: str) -> Iterator[None]:
+    try:
+        yield
     except AnatomyError as error:
         raise ModelError(f"{folder} cannot be split: {error}", "a decoder-only language model is needed") from error
-    except _BUILD_ERRORS as error:
-        raise ModelError(f"{folder}: transformers cannot build this model: {_first(error)}", _remedy(folder)) from error
+    except _FOREIGN as error:
+        hint = f"is config.json undamaged, and of a model that transformers {transformers.__version__} knows?"
+        raise ModelError(f"{folder}: transformers cannot {act} this model: {_first(error)}", hint) from error
 
 
 def _first(error: Exception) -> str:
@@ -84,11 +94,12 @@ def _first(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[:300]}"
 
 
-def _remedy(folder: Path) -> str:
-    import transformers
-
-    known = json.loads((folder / "config.json").read_bytes()).get("model_type", "no model_type")
-    return f"config.json names {known!r} and transformers is {transformers.__version__}; is the config undamaged?"
+def _check_plain(folder: Path, config: Any) -> None:
+    """Quantised weights need kernels and packages of their own, on every host."""
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else type(quantised).__name__
+        raise ModelError(f"{folder} is quantised ({method})", "take the checkpoint it was made from")
 
 
 # --- which tensor belongs to which block ---
@@ -100,7 +111,8 @@ def _places(folder: Path, model: Any, anatomy: Anatomy, tensors: Tensors) -> dic
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     weights = model.state_dict()
-    places, loaded = {}, set()
+    places: dict[str, int] = {}
+    loaded: set[str] = set()
     for key, tensor in tensors.items():
         weight, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, weights)
         if weight not in weights and key in weights:  # as transformers does
@@ -146,7 +158,7 @@ def _check_spare(folder: Path, key: str, model: Any, anatomy: Anatomy) -> None:
         )
 
 
-def _missing(model: Any, weights: Mapping[str, Any], loaded: Collection[str]) -> set[str]:
+def _missing(model: Any, weights: Mapping[str, Any], loaded: set[str]) -> set[str]:
     """The weights that no tensor gives: neither themselves, nor by a tie."""
     ties = model.all_tied_weights_keys.items()
     tied = {name for tie in ties if not loaded.isdisjoint(tie) for name in tie}
@@ -189,15 +201,8 @@ class _Probe:
     active: float  # share of the layers' weights one token uses (mixture of experts: fewer than all)
 
 
-def _probed(folder: Path, model: Any, anatomy: Anatomy, config: Any) -> _Probe:
+def _probe(model: Any, anatomy: Anatomy, config: Any) -> _Probe:
     """Run the model on shapes only."""
-    try:
-        return _shapes(model, anatomy, config)
-    except _BUILD_ERRORS as error:
-        raise ModelError(f"{folder}: transformers cannot run this model: {_first(error)}", _remedy(folder)) from error
-
-
-def _shapes(model: Any, anatomy: Anatomy, config: Any) -> _Probe:
     outputs: dict[int, int] = {}
 
     def watch(number: int) -> Any:
@@ -212,15 +217,18 @@ def _shapes(model: Any, anatomy: Anatomy, config: Any) -> _Probe:
     short, long = (_cached(model, config, tokens) for tokens in (8, 9))
     for handle in handles:
         handle.remove()
+    if not any(long):
+        raise AnatomyError(f"{type(model).__name__} does not keep its state in the cache it is given")
     kv = tuple(after - before for before, after in zip(short, long, strict=True))
     text = config.get_text_config(decoder=True)
     experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
     used = getattr(text, "num_experts_per_tok", None)
+    positions = getattr(text, "max_position_embeddings", None)
     return _Probe(
         kv=kv,
         state=tuple(before - 8 * each for before, each in zip(short, kv, strict=True)),
         boundary=(outputs[1], *(outputs[number] for number in range(1, anatomy.count + 1))),
-        max_context=getattr(text, "max_position_embeddings", None),
+        max_context=positions if type(positions) is int else None,
         active=used / experts if experts and used else 1.0,
     )
 
@@ -231,14 +239,13 @@ def _cached(model: Any, config: Any, tokens: int) -> list[int]:
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     with torch.no_grad():
         model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return [
-        sum(
-            value.numel() * value.element_size()
-            for value in vars(layer).values()
-            if isinstance(value, torch.Tensor) and value.is_meta
-        )
-        for layer in cache.layers
-    ]
+    return [sum(map(_meta_bytes, vars(layer).values())) for layer in cache.layers]
+
+
+def _meta_bytes(value: Any) -> int:
+    """Bytes of a cache layer's attribute: a tensor, or tensors by number (states of linear attention), or neither."""
+    tensors = value.values() if isinstance(value, dict) else [value]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor) and t.is_meta)
 
 
 def _blocks(anatomy: Anatomy, probe: _Probe, sizes: Counter[int], element: int) -> tuple[Block, ...]:

@@ -18,7 +18,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +92,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     from .control import Server
     from .core import Core
+    from .dispatch import Dispatch
+    from .gate import Gate
     from .link import Identity
     from .store import Store
 
@@ -100,9 +101,13 @@ def _serve(options: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    identity = Identity(folder / "keys" / "ca.pem", folder / "keys" / "host.pem", folder / "keys" / "host.key")
-    core = Core(options.host, Store(folder), identity, device)
-    server = Server(folder, _handler(core, options.deployment, folder))
+    store, keys = Store(folder), folder / "keys"
+    identity = Identity(keys / "ca.pem", keys / "host.pem", keys / "host.key")
+    core = Core(options.host, store, identity, device)
+    gate = Gate(
+        options.deployment, keys / "controller.pub", lambda: store.read("serial"), lambda s: store.write("serial", s)
+    )
+    server = Server(folder, Dispatch(core, gate, folder / "audit.log").handle)
     server.start()
     log.info("runner of %s for %s: %d threads, %s", options.host, options.deployment, torch.get_num_threads(), device)
     number = signal.sigwait({signal.SIGTERM, signal.SIGINT})
@@ -111,52 +116,6 @@ def _serve(options: argparse.Namespace) -> int:
     core.close()
     (folder / "runner.pid").unlink(missing_ok=True)
     return 0
-
-
-def _handler(core: Any, deployment: str, folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """From a control message to the core's answer; commands one at a time, `status` at any time."""
-    from .gate import Gate, Refused
-    from .manifest import parse
-
-    store = core.store
-    gate = Gate(
-        deployment, folder / "keys" / "controller.pub", lambda: store.read("serial"), lambda s: store.write("serial", s)
-    )
-    one = threading.Lock()
-    records: dict[int, str] = {}
-
-    def prepare(command: dict[str, Any]) -> Any:
-        manifest = parse(command["manifest"])
-        return core.prepare(manifest)
-
-    verbs: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "prepare": prepare,
-        "link": lambda command: core.link(command["epoch"], command["timeout"]),
-        "trial": lambda command: core.trial(command["epoch"], command["timeout"]),
-        "commit": lambda command: core.commit(command["epoch"], records[command["epoch"]]),
-        "retire": lambda command: core.retire(command["epoch"]),
-    }
-
-    def handle(message: dict[str, Any]) -> dict[str, Any]:
-        if message.get("verb") == "status":
-            return {"ok": core.status()}
-        try:
-            with one:
-                command = gate.open(message)
-                verb = command["verb"]
-                log.info("%s epoch %s", verb, command.get("epoch"))
-                answer = verbs[verb](command)
-                if verb == "prepare":
-                    records[command["epoch"]] = json.dumps(message)
-            return {"ok": answer}
-        except Refused as error:
-            log.warning("refused: %s", error)
-            return {"error": f"refused: {error}"}
-        except Exception as error:  # the main loop's handler: every failure is answered and logged
-            log.exception("%s failed", message.get("verb", "a command"))
-            return {"error": str(error) or repr(error)}
-
-    return handle
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The entry's OpenAI-compatible HTTP API: /v1/models, /v1/completions, /v1/chat/completions, /healthz.
 
-Runs uvicorn in a thread of its own; hands requests to the worker and takes tokens from it.
+Runs uvicorn in a thread of its own; hands requests to the worker and takes tokens from it. What it takes from an epoch
+(limits, tokenizer, defaults) is a Front, exchanged as a whole when an epoch takes over.
 Must not know: the ring, epochs, where the model runs.
 """
 
@@ -27,9 +28,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from transformers import AutoTokenizer, GenerationConfig
 
+from .anatomy import read_config
 from .entry import Entry, Overloaded, Request
 from .manifest import Service
-from .sampling import defaults, stop_tokens
+from .sampling import Sampling, defaults, stop_tokens
 from .text import Detokenizer
 from .wishes import BadRequest, Wish, read_wish
 from .worker import Worker
@@ -37,13 +39,47 @@ from .worker import Worker
 PATIENCE = 300.0  # seconds without a token after which a request is given up
 MAX_BODY = 4 * 2**20  # bytes
 HEALTHY = 10.0  # seconds a health check waits for the worker
+GRACE = 2  # seconds answers under way have when the API closes
 log = logging.getLogger("runner")
+
+
+@dataclass(frozen=True)
+class Front:
+    """What requests are read and answered with. `base`: the checkpoint's sampling; `vocabulary`: ids that exist."""
+
+    service: Service
+    tokenizer: Any
+    base: Sampling
+    stops: frozenset[int]
+    vocabulary: int
+
+    @classmethod
+    def load(cls, service: Service, folder: Path) -> Front:
+        """From a folder with the checkpoint's side files. Raises OSError, ValueError."""
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        try:
+            config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except OSError:  # a checkpoint need not have one
+            config = GenerationConfig()
+        end = tokenizer.eos_token_id
+        stops = stop_tokens(config) or frozenset([] if end is None else [end])
+        vocabulary = int(read_config(str(folder)).get_text_config(decoder=True).vocab_size)
+        return cls(service, tokenizer, defaults(config), stops, vocabulary)
+
+    def checked(self, ids: list[int]) -> tuple[int, ...]:
+        """Raises BadRequest: an id without an embedding would break the ring."""
+        if not ids:
+            raise BadRequest("the prompt is empty", "prompt")
+        if max(ids) >= self.vocabulary or min(ids) < 0:
+            raise BadRequest(f"token ids are 0 to {self.vocabulary - 1}", "prompt")
+        return tuple(ids)
 
 
 @dataclass
 class Answer:
     """One request on its way: what the worker says arrives in `events`, on the server's loop."""
 
+    front: Front
     wish: Wish
     prompt: tuple[int, ...]
     events: asyncio.Queue[tuple[int | None, str | None]] = field(default_factory=asyncio.Queue)
@@ -54,22 +90,18 @@ class Answer:
 
 
 class Api:
-    def __init__(self, service: Service, folder: Path, entry: Entry, worker: Worker, deployment: str) -> None:
-        self.service = service
+    """`front` may be exchanged at any time; a request is answered with the one it began with."""
+
+    def __init__(self, front: Front, entry: Entry, worker: Worker, deployment: str) -> None:
+        self.front = front
+        self.place = (front.service.address, front.service.port)
         self._entry, self._worker, self._deployment = entry, worker, deployment
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with contextlib.suppress(OSError):
-            self._config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        if not hasattr(self, "_config"):
-            self._config = GenerationConfig()
-        self._stops = stop_tokens(self._config) or frozenset(
-            [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
-        )
         self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
 
     def open(self) -> None:
         """Bind now (OSError when the port is taken), serve in a thread."""
-        sock = socket.create_server((self.service.address, self.service.port))
+        sock = socket.create_server(self.place)
         routes = [
             Route("/v1/models", self._models),
             Route("/v1/completions", self._completions, methods=["POST"]),
@@ -77,67 +109,63 @@ class Api:
             Route("/healthz", self._health),
         ]
         app = Starlette(routes=routes, exception_handlers={BadRequest: _bad, Overloaded: _overloaded})
-        config = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=GRACE)
         self._server = uvicorn.Server(config)
-        threading.Thread(target=self._server.run, args=([sock],), name="api", daemon=True).start()
+        self._thread = threading.Thread(target=self._server.run, args=([sock],), name="api", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        if self._server is not None:
+        """When it returns, the port is free again."""
+        if self._server is not None and self._thread is not None:
             self._server.should_exit = True
+            self._thread.join(timeout=2 * GRACE)
 
     # --- routes ---
 
     async def _models(self, _: HttpRequest) -> Response:
-        model = {"id": self.service.model, "object": "model", "created": 0, "owned_by": self._deployment}
+        model = {"id": self.front.service.model, "object": "model", "created": 0, "owned_by": self._deployment}
         return JSONResponse({"object": "list", "data": [model]})
 
     async def _health(self, _: HttpRequest) -> Response:
-        report = await asyncio.wait_for(asyncio.wrap_future(self._worker.call(self._entry.report)), HEALTHY)
-        return JSONResponse(
-            {"status": "ok" if report["serving"] else "waiting", **report}, 200 if report["serving"] else 503
-        )
+        try:  # through the worker: one that is stuck is not healthy
+            report = await asyncio.wait_for(asyncio.wrap_future(self._worker.call(self._entry.report)), HEALTHY)
+        except asyncio.TimeoutError:
+            return JSONResponse({"status": "stuck", **self._entry.report(), "serving": False}, 503)
+        serving = bool(report["serving"])
+        return JSONResponse({"status": "ok" if serving else "waiting", **report}, 200 if serving else 503)
 
     async def _completions(self, http: HttpRequest) -> Response:
-        body = await _body(http)
+        body, front = await _body(http), self.front
         prompt = body.get("prompt")
         if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
             prompt = prompt[0]
         if isinstance(prompt, str):
-            ids = self._tokenizer(prompt)["input_ids"]
+            ids = front.tokenizer(prompt)["input_ids"]
         elif isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
             ids = prompt
         else:
             raise BadRequest("prompt must be a string or a list of token ids (one prompt per request)", "prompt")
-        return await self._respond(http, body, ids, chat=False)
+        return await self._respond(http, _answer(front, body, ids, chat=False))
 
     async def _chat(self, http: HttpRequest) -> Response:
-        body = await _body(http)
+        body, front = await _body(http), self.front
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
             raise BadRequest("messages must be a list of {role, content}", "messages")
-        if not self._tokenizer.chat_template:
+        if not front.tokenizer.chat_template:
             raise BadRequest("this model has no chat template; use /v1/completions", "messages")
         try:
-            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = front.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # a template is a program of the checkpoint and may raise anything
             raise BadRequest(f"the chat template refuses these messages: {error}", "messages") from error
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return await self._respond(http, body, ids, chat=True)
+        ids = front.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return await self._respond(http, _answer(front, body, ids, chat=True))
 
-    async def _respond(self, http: HttpRequest, body: dict[str, Any], ids: list[int], *, chat: bool) -> Response:
-        wish = read_wish(body, defaults(self._config), self.service, len(ids), chat=chat)
-        answer = Answer(wish, self._checked(ids), name=f"{'chat' if chat else ''}cmpl-{uuid.uuid4().hex}")
+    async def _respond(self, http: HttpRequest, answer: Answer) -> Response:
         await self._submit(answer)
-        if wish.stream:
+        if answer.wish.stream:
             return StreamingResponse(self._stream(answer), media_type="text/event-stream")
         return await self._whole(http, answer)
-
-    def _checked(self, ids: list[int]) -> tuple[int, ...]:
-        if not ids:
-            raise BadRequest("the prompt is empty", "prompt")
-        if max(ids) >= len(self._tokenizer) or min(ids) < 0:
-            raise BadRequest(f"token ids are 0 to {len(self._tokenizer) - 1}", "prompt")
-        return tuple(ids)
 
     # --- a request ---
 
@@ -148,14 +176,14 @@ class Api:
             with contextlib.suppress(RuntimeError):  # the server's loop has closed
                 loop.call_soon_threadsafe(answer.events.put_nowait, (token, end))
 
-        stops = frozenset() if answer.wish.ignore_eos else self._stops
+        stops = frozenset() if answer.wish.ignore_eos else answer.front.stops
         request = Request(answer.prompt, answer.wish.max_tokens, answer.wish.sampling, stops, emit)
         future: Future[int] = self._worker.call(lambda: self._entry.submit(request))
         answer.number = await asyncio.wrap_future(future)
 
     async def _pieces(self, answer: Answer) -> AsyncGenerator[tuple[str, str | None], None]:
         """(text, None) as it becomes certain, then ("", why it ended). Leaving early cancels the sequence."""
-        text = Detokenizer(self._tokenizer, answer.wish.stop)
+        text = Detokenizer(answer.front.tokenizer, answer.wish.stop)
         done = False
         try:
             while not done:
@@ -163,14 +191,14 @@ class Api:
                 if token is None:
                     done = True
                     yield text.end(), None
-                    yield "", end
+                    yield "", "stop" if text.stopped else end
                     return
                 answer.tokens.append(token)
                 yield text.add(token), None
                 if text.stopped:
                     yield "", "stop"
                     return
-        except TimeoutError:
+        except asyncio.TimeoutError:  # not the builtin TimeoutError before Python 3.11
             yield "", "timeout"
         finally:
             if not done:
@@ -187,6 +215,8 @@ class Api:
                     return Response(status_code=499)  # nginx's code for a client that went
         if end == "timeout":
             return _error(f"no token for {PATIENCE:g} s; the ring is down", "server_error", 504)
+        if end == "error":
+            return _error("the model's logits are no numbers", "server_error", 500)
         return JSONResponse(self._object(answer, "".join(parts), end, whole=True))
 
     async def _stream(self, answer: Answer) -> AsyncIterator[str]:
@@ -213,9 +243,15 @@ class Api:
             choice["token_ids"] = answer.tokens
             choice["prompt_token_ids"] = list(answer.prompt)
         kind = ("chat.completion" if whole else "chat.completion.chunk") if answer.wish.chat else "text_completion"
-        reply = {"id": answer.name, "object": kind, "created": answer.created, "model": self.service.model}
+        reply = {"id": answer.name, "object": kind, "created": answer.created, "model": answer.front.service.model}
         reply["choices"] = [choice]
         return {**reply, "usage": self._usage(answer)} if whole else reply
+
+
+def _answer(front: Front, body: dict[str, Any], ids: list[int], *, chat: bool) -> Answer:
+    """What the request will get. Raises BadRequest."""
+    wish = read_wish(body, front.base, front.service, len(ids), chat=chat)
+    return Answer(front, wish, front.checked(ids), name=f"{'chat' if chat else ''}cmpl-{uuid.uuid4().hex}")
 
 
 async def _body(http: HttpRequest) -> dict[str, Any]:

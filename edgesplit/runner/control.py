@@ -6,6 +6,7 @@ Must not know: what a command does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -45,6 +46,8 @@ class Server(threading.Thread):
             threading.Thread(target=_answer, args=(client, self._handle), name="command", daemon=True).start()
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):  # closed already
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the accept() that the thread sits in; close alone does not
         self._socket.close()
         self._place.unlink(missing_ok=True)
 

@@ -1,35 +1,39 @@
 """What a runner does when it is told to: prepare an epoch, link it, try it, commit it, retire it.
 
-Must not know: how commands arrive and are proven genuine (control.py), nor HTTP (api.py).
+Must not know: how commands arrive and are proven genuine (dispatch.py), nor HTTP (api.py).
 """
 
 from __future__ import annotations
 
-import dataclasses
+import concurrent.futures
 import logging
 import os
 import resource
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from .api import Api
+from .api import Api, Front
 from .entry import Entry, chunks
 from .link import Call, Identity, Listener, Sender, connect
 from .manifest import Manifest, StagePlace
 from .ring import Ring
 from .scheduler import Work
 from .stage import Stage
-from .state import Event, State
+from .state import Event, IllegalEvent, State
 from .store import Store
 from .wire import Kind, Message
 from .worker import Worker
 
 TRIAL = 0  # the sequence number of a trial; requests count from 1
+PATIENCE = 60.0  # seconds a command waits for the forward under way
+FAREWELL = 2.0  # seconds the end waits for it, and then for the neighbours to be told
+T = TypeVar("T")
 log = logging.getLogger("runner")
 
 
@@ -50,6 +54,7 @@ class Core:
         self._port: tuple[str, int] | None = None
         self._entry: Entry | None = None
         self._api: Api | None = None
+        self._fronts: dict[int, Front] = {}
         self._serving: int | None = None
         self._trials: dict[int, Future[int]] = {}
         self._worker.start()
@@ -57,46 +62,51 @@ class Core:
     # --- commands ---
 
     def prepare(self, manifest: Manifest) -> dict[str, Any]:
-        """Load this host's stages of a new epoch beside the one that serves."""
+        """Load this host's stages of a new epoch beside the one that serves. What fails leaves nothing behind."""
         if manifest.epoch in self._rings:
             raise CoreError(f"epoch {manifest.epoch} is here already")
         places = manifest.places(self.host)
         if not places:
             raise CoreError(f"{self.host} has no part in epoch {manifest.epoch}")
-        self._listen(manifest)
-        if self.host == manifest.entry:
-            self._open_api(manifest)
         start = time.monotonic()
         try:
+            self._listen(manifest)
+            if self.host == manifest.entry:
+                self._open_api(manifest)
             stages = {number: self._stage(manifest, number, place) for number, place in places.items()}
+            ring = Ring(manifest, self.host, stages, self._worker)
+            ring.sampled = self._trial_over
+            ring.broken = lambda: self._trial_broken(ring)
+            self._in_worker(lambda: self._welcome(ring))
         except BaseException:
-            self.store.forget_stages(manifest.epoch)
-            self._close_unused_api()
+            self._clear(manifest.epoch)
             raise
-        ring = Ring(manifest, self.host, stages, self._worker)
-        ring.sampled = self._trial_over
-        ring.broken = lambda: self._trial_broken(ring)
-        self._in_worker(lambda: self._welcome(ring))
         return {"seconds": time.monotonic() - start, "rss": rss()}
 
     def link(self, epoch: int, timeout: float) -> dict[str, Any]:
-        """Call the next hosts of the ring; they are READY, or will be before the timeout."""
+        """Call the next hosts of the ring; all of them have prepared the epoch."""
         ring = self._ring(epoch)
         deadline = time.monotonic() + timeout
-        for target in sorted(ring.manifest.targets(self.host)):
-            peer = ring.manifest.peers[target]
-            text = {"deployment": ring.manifest.deployment, "source": self.host, "target": target}
-            call = Call(peer.address, peer.port, peer.fingerprint, Message(Kind.HELLO, epoch, text=text))
-            sock = connect(call, self._client, deadline)
-
-            def lost(reason: str, target: str = target) -> None:
-                ring.fault(target, reason)
-
-            sender = Sender(sock, ring.beat, lost)
-            sender.start()
-            ring.attach(target, sender)
-        self._in_worker(lambda: ring.event(Event.LINK))
+        senders: dict[str, Sender] = {}
+        try:
+            for target in sorted(ring.manifest.targets(self.host)):
+                senders[target] = self._call(ring, target, deadline)
+            self._in_worker(lambda: ring.link(senders))
+        except BaseException as error:
+            for sender in senders.values():
+                sender.close()
+            if isinstance(error, IllegalEvent):
+                raise CoreError(f"{error} {ring.reason}".strip()) from error
+            raise
         return {}
+
+    def _call(self, ring: Ring, target: str, deadline: float) -> Sender:
+        peer = ring.manifest.peers[target]
+        text = {"deployment": ring.manifest.deployment, "source": self.host, "target": target}
+        call = Call(peer.address, peer.port, peer.fingerprint, Message(Kind.HELLO, ring.epoch, text=text))
+        sender = Sender(connect(call, self._client, deadline), ring.beat, lambda reason: ring.fault(target, reason))
+        sender.start()
+        return sender
 
     def trial(self, epoch: int, timeout: float) -> dict[str, Any]:
         """Entry only: send two tokens around the ring and get an answer, before anybody depends on it."""
@@ -104,10 +114,10 @@ class Core:
         future: Future[int] = Future()
         self._trials[epoch] = future
         start = time.monotonic()
-        self._worker.add(*chunks(epoch, TRIAL, [0, 0], 1))
         try:
+            self._in_worker(lambda: self._try(ring))
             token = future.result(timeout)
-        except TimeoutError:
+        except concurrent.futures.TimeoutError:  # not the builtin TimeoutError before Python 3.11
             raise CoreError(f"the ring of epoch {epoch} gave no token within {timeout:g} s") from None
         finally:
             del self._trials[epoch]
@@ -115,10 +125,9 @@ class Core:
         return {"token": token, "seconds": time.monotonic() - start}
 
     def commit(self, epoch: int, record: str) -> dict[str, Any]:
-        """From now on this epoch serves, also after a restart: `record` is the signed manifest."""
+        """From now on this epoch serves; `record`, the signed manifest, tells any controller so."""
         ring = self._ring(epoch)
-        self.store.write("manifest.json", record)
-        self._in_worker(lambda: self._take_over(ring))
+        self._in_worker(lambda: self._take_over(ring, record))
         return {}
 
     def retire(self, epoch: int) -> dict[str, Any]:
@@ -126,38 +135,47 @@ class Core:
         ring = self._rings.get(epoch)
         if ring is not None:
             self._in_worker(lambda: self._forget(ring))
-            self.store.forget_stages(epoch)
-        if self._serving is None:
-            self._close_unused_api()
+        self._clear(epoch)
         return {}
 
     def status(self) -> dict[str, Any]:
+        """At any time, from any thread: it does not wait for the forward under way."""
         return {
             "host": self.host,
             "pid": os.getpid(),
             "rss": rss(),
             "serving": self._serving,
             "epochs": {str(epoch): ring.report() for epoch, ring in sorted(self._rings.items())},
-            "entry": None if self._entry is None else self._in_worker(self._entry.report),
+            "entry": None if self._entry is None else self._entry.report(),
             "cpus": sorted(os.sched_getaffinity(0)),
             "cpu_s": time.process_time(),
             "threads": torch.get_num_threads(),
         }
 
     def close(self) -> None:
-        for ring in list(self._rings.values()):
-            self._in_worker(lambda ring=ring: self._forget(ring))
-        if self._api is not None:
-            self._api.close()
+        """Tell the neighbours and end; a forward that takes long is not waited for."""
+        senders = [sender for ring in list(self._rings.values()) for sender in ring.senders]
+        goodbye = self._worker.call(self._forget_all)
         if self._listener is not None:
             self._listener.close()
+        if self._api is not None:
+            self._api.close()
+        concurrent.futures.wait([goodbye], FAREWELL)
         self._worker.stop()
-        self._worker.join(timeout=5)
+        deadline = time.monotonic() + FAREWELL
+        for thread in (self._worker, *senders):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     # --- in the worker's thread ---
 
-    def _in_worker(self, act: Any) -> Any:
-        return self._worker.call(act).result(timeout=60)
+    def _in_worker(self, act: Callable[[], T]) -> T:
+        future = self._worker.call(act)
+        try:
+            return future.result(PATIENCE)
+        except concurrent.futures.TimeoutError:
+            if future.cancel():  # so that it will not happen later either
+                raise CoreError(f"the forward under way takes longer than {PATIENCE:g} s") from None
+            return future.result(PATIENCE)
 
     def _execute(self, work: Work[Any]) -> None:
         ring = self._rings.get(work.epoch)
@@ -165,18 +183,29 @@ class Core:
             return
         try:
             ring.run(work)
-        except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+        except Exception as error:  # the main loop's: whatever a model raises, the runner lives on
             log.exception("stage %d failed", work.stage)
-            ring.fault(self.host, f"stage {work.stage} failed: {error}")
+            ring.fault(self.host, f"stage {work.stage} failed: {error!r}")
+
+    def _try(self, ring: Ring) -> None:
+        if ring.state not in (State.LINKED, State.SERVING):
+            raise CoreError(f"epoch {ring.epoch} is {ring.state.value} {ring.reason}".strip())
+        self._worker.add(*chunks(ring.epoch, TRIAL, [0, 0], 1))
 
     def _welcome(self, ring: Ring) -> None:
         ring.event(Event.LOADED)
         self._rings[ring.epoch] = ring
 
-    def _take_over(self, ring: Ring) -> None:
+    def _take_over(self, ring: Ring, record: str) -> None:
+        """Here, so that the ring cannot break between the record and the deed."""
+        if ring.state is not State.LINKED:
+            raise CoreError(f"epoch {ring.epoch} cannot serve, it is {ring.state.value} {ring.reason}".strip())
+        self.store.write("manifest.json", record)
         ring.event(Event.COMMIT)
         self._serving = ring.epoch
-        if self._entry is not None:
+        front = self._fronts.get(ring.epoch)
+        if self._entry is not None and self._api is not None and front is not None:
+            self._api.front = front
             self._entry.attach(ring)
 
     def _forget(self, ring: Ring) -> None:
@@ -185,6 +214,10 @@ class Core:
         self._rings.pop(ring.epoch, None)
         if self._serving == ring.epoch:
             self._serving = None
+
+    def _forget_all(self) -> None:
+        for ring in list(self._rings.values()):
+            self._forget(ring)
 
     def _trial_over(self, work: Work[Any], logits: torch.Tensor) -> None:
         future = self._trials.get(work.epoch)
@@ -230,7 +263,7 @@ class Core:
     def _admit(self, hello: Message, caller: str) -> Ring | str:
         """May this caller feed this epoch? Only a ring neighbour of it, by name and by certificate."""
         ring = self._rings.get(hello.epoch)
-        if ring is None:
+        if ring is None or ring.state in (State.BROKEN, State.RETIRED):
             return f"epoch {hello.epoch} is not prepared on {self.host}"
         source = str((hello.text or {}).get("source"))
         if source not in ring.manifest.sources(self.host):
@@ -240,33 +273,36 @@ class Core:
         return ring
 
     def _open_api(self, manifest: Manifest) -> None:
+        service = manifest.service
+        if self._api is not None and self._api.place != (service.address, service.port):
+            raise CoreError(f"the API listens on port {self._api.place[1]}; take it down to move it")
+        try:
+            front = Front.load(service, self.store.lay_out_files(manifest))
+        except (OSError, ValueError) as error:
+            raise CoreError(f"the checkpoint's tokenizer cannot be used: {error}") from error
         if self._entry is None:
             self._entry = Entry(self._worker)
-        service = dataclasses.replace(manifest.service)
-        if self._api is not None and (self._api.service.address, self._api.service.port) != (
-            service.address,
-            service.port,
-        ):
-            raise CoreError(f"the API listens on port {self._api.service.port}; take it down to move it")
         if self._api is None:
-            folder = self.store.folder / "stages" / "tokenizer"
-            if not folder.exists():
-                self.store.lay_out_files(manifest, folder)
-            self._api = Api(service, folder, self._entry, self._worker, manifest.deployment)
+            api = Api(front, self._entry, self._worker, manifest.deployment)
             try:
-                self._api.open()
+                api.open()
             except OSError as error:
-                self._api = None
                 raise CoreError(f"API port {service.port} cannot be used: {error.strerror or error}") from error
+            self._api = api
+        self._fronts[manifest.epoch] = front
 
-    def _close_unused_api(self) -> None:
-        if self._api is not None and self._serving is None:
+    def _clear(self, epoch: int) -> None:
+        """What an epoch has beside its ring: its folders, and the API where no other epoch needs it."""
+        self.store.forget_stages(epoch)
+        self._fronts.pop(epoch, None)
+        if self._api is not None and not self._fronts:
             self._api.close()
             self._api = None
 
 
 def _contents(manifest: Manifest, place: StagePlace) -> tuple[Any, ...]:
-    return (place.first, place.last, manifest.dtype, manifest.shards, manifest.common)
+    """Two stages with the same are the same."""
+    return (place.first, place.last, manifest.dtype, manifest.shards, manifest.common, manifest.files)
 
 
 def rss() -> int:

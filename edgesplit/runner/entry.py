@@ -9,7 +9,7 @@ Must not know: HTTP, text, TLS.
 
 from __future__ import annotations
 
-import statistics
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
-from .ring import RECENT, Ring
+from .ring import RECENT, Ring, median
 from .sampling import Sampler, Sampling
 from .scheduler import Work
 from .state import State
 from .worker import Worker
 
 WAITING = 64  # requests that may queue; the next is told to come back later
+log = logging.getLogger("runner")
 
 
 class Overloaded(RuntimeError):
@@ -33,7 +34,8 @@ class Overloaded(RuntimeError):
 
 @dataclass
 class Request:
-    """`emit(token, end)`: called per token with end None, then once with token None and why it ended."""
+    """`emit(token, end)`: called per token with end None, then once with token None and why it ended: "stop", "length",
+    or "error" when its logits gave no token."""
 
     prompt: tuple[int, ...]
     max_new: int
@@ -108,14 +110,18 @@ class Entry:
         ring = self._ring
         assert ring is not None  # noqa: S101 - callers hold a ring
         running.last = 0.0
-        tokens, chunk = running.tokens, ring.manifest.service.prefill_chunk
-        self._worker.add(*chunks(ring.epoch, running.number, tokens, chunk))
+        self._worker.add(*chunks(ring.epoch, running.number, running.tokens, ring.chunk))
 
     def _sampled(self, work: Work[Any], logits: torch.Tensor) -> None:
         running = self._running.get(work.sequence)
         if running is None:
             return
-        token = running.sampler.pick(logits[0, -1], running.tokens)
+        try:
+            token = running.sampler.pick(logits[0, -1], running.tokens)
+        except RuntimeError as error:  # logits that are no numbers: this request's misfortune, not the ring's
+            log.warning("sequence %d gave no token: %s", work.sequence, error)
+            self._finish(running, "error")
+            return
         running.answer.append(token)
         self._clock(running)
         if token in running.request.stops:
@@ -144,12 +150,13 @@ class Entry:
         self._admit()
 
     def report(self) -> dict[str, Any]:
+        """May be read from any thread."""
         return {
             "serving": self._ring is not None and self._ring.state is State.SERVING,
             "running": len(self._running),
             "waiting": len(self._waiting),
             "tokens": self.tokens,
-            "time_per_token_s": statistics.median(self._times) if self._times else None,
+            "time_per_token_s": median(self._times),
             "idle_s": None if self.last_token is None else time.monotonic() - self.last_token,
         }
 

@@ -9,6 +9,8 @@ Must not know: stages, sequences, what an epoch is in.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import queue
 import socket
 import ssl
@@ -24,9 +26,11 @@ from .wire import Decoder, Kind, Message, WireError, encode
 
 BEAT = 1.0  # seconds; a third of SILENCE, so that two lost beats are forgiven
 SILENCE = 3.0  # seconds; the detection time the serving issue asks for
-GREETING = 5.0  # seconds a stranger has to finish TLS and say HELLO
+GREETING = 5.0  # seconds a stranger has to finish TLS and say HELLO, however he spreads his bytes
+LINGER = 1.0  # seconds a refused caller has to read why
 CALLERS = 32  # connections that may be greeting at once
 JOIN = 64 * 2**10  # frames up to this size leave in one TLS write
+log = logging.getLogger("runner")
 
 
 class LinkError(OSError):
@@ -70,15 +74,38 @@ def _write(sock: ssl.SSLSocket, message: Message) -> None:
         sock.sendall(piece)
 
 
-def _read(sock: ssl.SSLSocket, decoder: Decoder) -> Message:
-    """The next message. Raises LinkError at the end of the stream, TimeoutError, WireError."""
+def _read(sock: ssl.SSLSocket, decoder: Decoder, deadline: float | None = None) -> Message:
+    """The next message. Raises LinkError at the end of the stream, TimeoutError, WireError.
+
+    Without a `deadline` (time.monotonic) every single read has the socket's own timeout.
+    """
     while True:
+        if deadline is not None:
+            sock.settimeout(_left(deadline))
         count = sock.recv_into(decoder.buffer())
         if count == 0:
             raise LinkError("the connection was closed")
         message = decoder.advance(count)
         if message is not None:
             return message
+
+
+def _left(deadline: float) -> float:
+    """Seconds until then. Raises TimeoutError when there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the greeting took too long")
+    return left
+
+
+def _hang_up(sock: ssl.SSLSocket) -> None:
+    """Close, but let the caller read our last words first: closing upon unread bytes would take them back."""
+    with contextlib.suppress(OSError), socket.socket(fileno=sock.detach()) as plain:
+        plain.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + LINGER
+        plain.settimeout(LINGER)
+        while plain.recv(JOIN) and time.monotonic() < deadline:
+            pass
 
 
 class Sender(threading.Thread):
@@ -106,7 +133,7 @@ class Sender(threading.Thread):
                 if message is None:
                     break
                 _write(self._sock, message)
-        except OSError as error:
+        except (OSError, WireError) as error:
             self._fault(f"sending failed: {error}")
         finally:
             self._sock.close()
@@ -123,7 +150,7 @@ class Call:
 
 
 def connect(call: Call, context: ssl.SSLContext, deadline: float) -> ssl.SSLSocket:
-    """Call a runner until it answers or `deadline` (time.monotonic) passes. Raises LinkError."""
+    """Call a runner until it answers or `deadline` (time.monotonic) passes. Raises LinkError, at once if refused."""
     while True:
         try:
             return _call(call, context)
@@ -136,30 +163,43 @@ def connect(call: Call, context: ssl.SSLContext, deadline: float) -> ssl.SSLSock
 
 
 def _call(call: Call, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """One attempt. Raises LinkError when it was refused, any other OSError when it may be tried again."""
+    deadline = time.monotonic() + GREETING
     raw = socket.create_connection((call.address, call.port), timeout=GREETING)
-    try:
+    with raw:  # empty once TLS has taken it over
         tune(raw)
-        sock = context.wrap_socket(raw)
-    except BaseException:
-        raw.close()
-        raise
+        raw.settimeout(_left(deadline))
+        sock = context.wrap_socket(raw, do_handshake_on_connect=False)
     try:
-        if fingerprint(sock.getpeercert(binary_form=True) or b"") != call.fingerprint:
-            raise LinkError(f"{call.address}:{call.port} shows a certificate that is not in the manifest")
-        _write(sock, call.hello)
-        answer = _read(sock, Decoder(0))
-        if answer.kind is not Kind.WELCOME:
-            raise LinkError(
-                f"{call.address}:{call.port} refused: {(answer.text or {}).get('reason', answer.kind.name)}"
-            )
-        sock.settimeout(None)
-    except WireError as error:
-        sock.close()
-        raise LinkError(f"{call.address}:{call.port} does not speak our protocol: {error}") from error
+        _introduce(sock, call, deadline)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _introduce(sock: ssl.SSLSocket, call: Call, deadline: float) -> None:
+    place = f"{call.address}:{call.port}"
+    try:
+        sock.do_handshake()
+        if fingerprint(sock.getpeercert(binary_form=True) or b"") != call.fingerprint:
+            raise LinkError(f"{place} shows a certificate that is not in the manifest")
+        _write(sock, call.hello)
+        answer = _read(sock, Decoder(0), deadline)
+    except WireError as error:
+        raise LinkError(f"{place} does not speak our protocol: {error}") from error
+    except ssl.SSLError as error:
+        if not _final(error):
+            raise
+        raise LinkError(f"no link to {place}: {error}") from error
+    if answer.kind is not Kind.WELCOME:
+        raise LinkError(f"{place} refused: {(answer.text or {}).get('reason', answer.kind.name)}")
+    sock.settimeout(None)
+
+
+def _final(error: ssl.SSLError) -> bool:
+    """Is one side's certificate refused (by us, or by the other end's alert), so that calling again is no use?"""
+    return isinstance(error, ssl.SSLCertVerificationError) or "ALERT" in (error.reason or "")
 
 
 class Inbox(Protocol):
@@ -183,49 +223,62 @@ class Listener(threading.Thread):
         self._context, self._admit = context, admit
         self._greeting = threading.BoundedSemaphore(CALLERS)
         self._socket = socket.create_server(address, backlog=CALLERS)
+        self._closed = threading.Event()
 
     def run(self) -> None:
         while True:
             try:
                 sock, _ = self._socket.accept()
-            except OSError:
-                return  # closed
+            except OSError:  # closed; or, for the moment, out of descriptors
+                if self._closed.wait(0.1):
+                    return
+                continue
             if not self._greeting.acquire(blocking=False):
                 sock.close()
                 continue
             threading.Thread(target=self._greet, args=(sock,), name="receiver", daemon=True).start()
 
     def close(self) -> None:
-        # shutdown wakes the accept() that the thread sits in; close alone does not
-        self._socket.shutdown(socket.SHUT_RDWR)
+        self._closed.set()
+        with contextlib.suppress(OSError):  # closed already
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the accept() that the thread sits in; close alone does not
         self._socket.close()
 
     def _greet(self, raw: socket.socket) -> None:
         try:
-            sock, inbox, source = self._welcome(raw)
-        except (OSError, WireError):
-            raw.close()
-            return
+            link = self._take(raw)
+        except OSError:
+            return  # gone before the first byte
         finally:
             self._greeting.release()
-        if inbox is None:
-            sock.close()
-            return
-        _receive(sock, inbox, source)
+        if link is not None:
+            _receive(*link)
 
-    def _welcome(self, raw: socket.socket) -> tuple[ssl.SSLSocket, Inbox | None, str]:
-        raw.settimeout(GREETING)
-        tune(raw)
-        sock = self._context.wrap_socket(raw, server_side=True)
-        hello = _read(sock, Decoder(0))
+    def _take(self, raw: socket.socket) -> tuple[ssl.SSLSocket, Inbox, str] | None:
+        with raw:  # empty once TLS has taken it over
+            tune(raw)
+            sock = self._context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+        try:
+            return sock, *self._welcome(sock)
+        except (OSError, WireError) as error:
+            log.warning("a caller was turned away: %s", error)
+            _hang_up(sock)
+            return None
+
+    def _welcome(self, sock: ssl.SSLSocket) -> tuple[Inbox, str]:
+        """Who is it, and for whom? Raises OSError, WireError; a caller that got so far has been told."""
+        deadline = time.monotonic() + GREETING
+        sock.settimeout(GREETING)
+        sock.do_handshake()
+        hello = _read(sock, Decoder(0), deadline)
         if hello.kind is not Kind.HELLO or hello.text is None:
             raise WireError("the first message must be HELLO")
         verdict = self._admit(hello, fingerprint(sock.getpeercert(binary_form=True) or b""))
         if isinstance(verdict, str):
             _write(sock, Message(Kind.FAULT, hello.epoch, text={"reason": verdict}))
-            return sock, None, ""
+            raise LinkError(verdict)
         _write(sock, Message(Kind.WELCOME, hello.epoch, text={}))
-        return sock, verdict, str(hello.text.get("source"))
+        return verdict, str(hello.text.get("source"))
 
 
 def _receive(sock: ssl.SSLSocket, inbox: Inbox, source: str) -> None:

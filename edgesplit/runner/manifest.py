@@ -7,9 +7,15 @@ Must not know: keys, sockets, files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_SHA = re.compile(r"[0-9a-f]{64}")
 
 
 class ManifestError(ValueError):
@@ -82,8 +88,7 @@ class Manifest:
 
     def targets(self, host: str) -> frozenset[str]:
         """The hosts it sends to."""
-        pairs = zip(self.stages, self.stages[1:], strict=False)
-        return frozenset(right.host for left, right in pairs if left.host == host)
+        return frozenset(right.host for left, right in pairwise(self.stages) if left.host == host)
 
     def sources(self, host: str) -> frozenset[str]:
         """The hosts it hears from."""
@@ -100,21 +105,47 @@ def parse(data: Mapping[str, Any]) -> Manifest:
             deployment=str(data["deployment"]),
             epoch=int(data["epoch"]),
             dtype=str(data["dtype"]),
-            stages=tuple(StagePlace(**stage) for stage in data["stages"]),
-            peers={str(name): Peer(**peer) for name, peer in data["peers"].items()},
+            stages=tuple(_fields(StagePlace, stage) for stage in data["stages"]),
+            peers={str(name): _fields(Peer, peer) for name, peer in data["peers"].items()},
             shards=tuple(str(shard) for shard in data["shards"]),
             common=str(data["common"]),
             files={str(name): str(sha) for name, sha in data["files"].items()},
             tied=bool(data["tied"]),
             limit=int(data["limit"]),
-            service=Service(**data["service"]),
+            service=_fields(Service, data["service"]),
             split=dict(data["split"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"the manifest is incomplete: {error!r}") from error
+    _check(manifest)
+    return manifest
+
+
+def _fields(kind: type[T], data: Mapping[str, Any]) -> T:
+    """A dataclass whose fields are all str or int. Raises KeyError, TypeError, ValueError."""
+    casts: dict[Any, Callable[[Any], Any]] = {"int": int, "str": str}
+    return kind(**{field.name: casts[field.type](data[field.name]) for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises ManifestError where the parts do not fit together, or a name could leave the runner's folder."""
+    stages, blocks = manifest.stages, len(manifest.shards)
+    covered = [block for stage in stages for block in range(stage.first, stage.last + 1)]
+    if not stages or covered != list(range(blocks)) or any(stage.last < stage.first for stage in stages):
+        raise ManifestError(f"the stages do not cover blocks 0 to {blocks - 1} in order")
+    if stages[0].host != stages[-1].host:
+        raise ManifestError("the ring does not end where it begins")
+    if any(left.host == right.host for left, right in pairwise(stages)):
+        raise ManifestError("neighbouring stages of one host are one stage")
+    if strangers := {stage.host for stage in stages} - set(manifest.peers):
+        raise ManifestError(f"no address of {', '.join(sorted(strangers))}")
     if any("/" in name or name.startswith(".") for name in manifest.files):
         raise ManifestError("a file of the model has a path for a name")
-    return manifest
+    if not all(_SHA.fullmatch(sha) for sha in (*manifest.shards, manifest.common, *manifest.files.values())):
+        raise ManifestError("a content hash is no sha256")
+    service = manifest.service
+    if min(service.concurrency, service.max_context, service.prefill_chunk) < 1:
+        raise ManifestError("a limit of the service is below 1")
 
 
 def fingerprint(certificate: bytes) -> str:

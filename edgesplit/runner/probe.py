@@ -10,7 +10,7 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from .control import ask
 ECHOES = 20  # round trips timed per link
 BURST = 0.3  # seconds a bandwidth burst lasts after its warm-up; 0.2 s came within 2.5 % on shaped links
 PIECE = 2**18  # bytes per read or write
+STRANGER = 2.0  # seconds a caller has to show the token
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 # --- capacity ---
@@ -56,7 +58,7 @@ def busy_seconds(cpus: Iterable[int]) -> float:
     """CPU time spent not idle on these CPUs since boot, seconds (/proc/stat: columns 4 and 5 are idle, iowait)."""
     wanted = {f"cpu{number}" for number in cpus}
     total = 0
-    for line in Path("/proc/stat").read_text().splitlines():
+    for line in (PROC / "stat").read_text().splitlines():
         name, *columns = line.split()
         if name in wanted:
             values = [int(column) for column in columns[:8]]
@@ -64,49 +66,60 @@ def busy_seconds(cpus: Iterable[int]) -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
-def _cgroup_values(name_v2: str, controller: str, name_v1: str) -> list[str]:
-    """The contents of a limit's file in every cgroup this process is in, from its own up to the root."""
-    values = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+def _groups(controller: str) -> Iterator[tuple[Path, int]]:
+    """(folder, cgroup version) of every group whose limits hold for this process, from its own up to the root."""
+    try:
+        lines = (PROC / "self/cgroup").read_text().splitlines()
+    except OSError:  # a kernel without cgroups
+        return
+    for line in lines:
         _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            root, name = Path("/sys/fs/cgroup"), name_v2
-        elif controller in controllers.split(","):
-            root, name = Path("/sys/fs/cgroup") / controllers, name_v1
-            root = root if root.exists() else Path("/sys/fs/cgroup") / controller
-        else:
+        if controllers and controller not in controllers.split(","):
             continue
+        roots = [CGROUP / controllers, CGROUP / controller] if controllers else [CGROUP]
+        root = next((place for place in roots if place.exists()), roots[-1])
         here = root / group.lstrip("/")
-        for folder in [here, *here.parents]:
-            if root not in [folder, *folder.parents]:
-                break
-            if (folder / name).is_file():
-                values.append((folder / name).read_text().strip())
-    return values
+        for folder in (here, *here.parents):
+            if folder == root or root in folder.parents:
+                yield folder, 1 if controllers else 2
+
+
+def _read(file: Path) -> str:
+    """A file's text, "" where it is not there."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
 
 
 def cores() -> float:
     """Cores this process may use: affinity, and CPU quotas of cgroup v1 and v2."""
     limit = float(len(os.sched_getaffinity(0)))
-    for value in _cgroup_values("cpu.max", "cpu", "cpu.cfs_quota_us"):
-        words = value.split()
-        if words[0] in ("max", "-1"):
-            continue
-        period = words[1] if len(words) > 1 else 100_000  # v1 keeps the period in another file; 100 ms is its default
-        limit = min(limit, int(words[0]) / float(period))
+    for folder, version in _groups("cpu"):
+        names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        words = " ".join(_read(folder / name) for name in names).split()
+        if len(words) == 2 and words[0] not in ("max", "-1"):
+            limit = min(limit, int(words[0]) / int(words[1]))
     return limit
 
 
 def memory() -> dict[str, int]:
     """Bytes: what the host has, and what a new process may still take (cgroup limits respected)."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in (PROC / "meminfo").read_text().splitlines())
     total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    limits = _cgroup_values("memory.max", "memory", "memory.limit_in_bytes")
-    used = _cgroup_values("memory.current", "memory", "memory.usage_in_bytes")
-    for limit, usage in zip(limits, used, strict=False):
-        if limit != "max" and int(limit) < total:
-            total = int(limit)
-            free = min(free, max(0, int(limit) - int(usage)))
+    machine = total
+    for folder, version in _groups("memory"):
+        if version == 2:
+            names = ("memory.max", "memory.current", "inactive_file")
+        else:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        limit, usage = (_read(folder / name) for name in names[:2])
+        if limit in ("", "max") or not usage or int(limit) >= machine:
+            continue  # v1 says "unlimited" with a number larger than any memory
+        # file pages nobody uses count as used until they are needed for something else
+        idle = dict(line.split() for line in _read(folder / "memory.stat").splitlines()).get(names[2], 0)
+        total = min(total, int(limit))
+        free = min(free, max(0, int(limit) - int(usage) + int(idle)))
     return {"memory_total": total, "memory_available": free}
 
 
@@ -125,12 +138,23 @@ def listen(arguments: dict[str, Any]) -> dict[str, Any]:
             except TimeoutError:
                 break
             with sock:
-                sock.settimeout(10)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if _exactly(sock, len(token)) == token:
-                    sock.sendall(b"+")
+                if _is_ours(sock, token):
                     return _be_measured(sock)
     return {"error": "nobody called"}
+
+
+def _is_ours(sock: socket.socket, token: bytes) -> bool:
+    """Greet a caller; a stranger does not end the waiting."""
+    try:
+        sock.settimeout(STRANGER)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if _exactly(sock, len(token)) != token:
+            return False
+        sock.settimeout(10)
+        sock.sendall(b"+")
+    except OSError:
+        return False
+    return True
 
 
 def _first_free(address: str, ports: Iterable[int]) -> socket.socket:
@@ -205,8 +229,9 @@ def _receive_burst(sock: socket.socket, warm: float) -> float:
     """Bytes per second over what arrives after the warm-up."""
     store = bytearray(PIECE)
     start, since, count = time.perf_counter(), None, 0
-    while True:
-        filled, first = 0, -1
+    store[0] = 1
+    while store[0]:
+        filled = 0
         while filled < PIECE:
             got = sock.recv_into(memoryview(store)[filled:])
             if not got:
@@ -214,11 +239,9 @@ def _receive_burst(sock: socket.socket, warm: float) -> float:
             filled += got
             now = time.perf_counter()
             if since is None and now - start > warm:
-                since, count = now, -got
+                since, count = now, -got  # what has just arrived is where counting begins
             count += got
-        first = store[0]
-        if first == 0:
-            return count / max(now - (since or start), 1e-6)
+    return count / max(now - (since or start), 1e-6)
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:

@@ -49,21 +49,32 @@ class StageClock:
             "steps": self.steps,
             "decode_total_s": self.decode_total,
             "prefill_total_s": self.prefill_total,
-            "decode_s": statistics.median(self.decode) if self.decode else None,
-            "prefill_s_per_token": statistics.median(self.prefill) if self.prefill else None,
+            "decode_s": median(self.decode),
+            "prefill_s_per_token": median(self.prefill),
         }
 
 
+def median(times: deque[float]) -> float | None:
+    """Of a copy, made in one go: reports are read while the worker adds to them."""
+    taken = list(times)
+    return statistics.median(taken) if taken else None
+
+
 class Ring:
-    """`sampled(work, logits)` and `broken()` are the entry's; elsewhere nobody calls them."""
+    """`sampled(work, logits)` and `broken()` are the entry's; elsewhere nobody calls them. `report` may be read from
+    any thread."""
 
     def __init__(self, manifest: Manifest, host: str, stages: Mapping[int, Stage], worker: Worker) -> None:
         self.manifest, self.host, self.stages = manifest, host, dict(stages)
-        self.epoch, self.limit = manifest.epoch, manifest.limit
+        self.epoch = manifest.epoch
+        self.chunk, self.limit = manifest.service.prefill_chunk, manifest.limit
+        if not all(stage.chunks for stage in stages.values()):  # prompts travel whole then
+            self.limit *= -(-manifest.service.max_context // self.chunk)
+            self.chunk = manifest.service.max_context
         self.state = State.LOADING
         self.reason = ""
         self.clocks = {number: StageClock() for number in stages}
-        self.heard: dict[str, dict[str, Any]] = {}
+        self.heard: dict[str, tuple[float, dict[str, Any]]] = {}  # source -> when its last beat came, and what it said
         self.sampled: Callable[[Work[Any], torch.Tensor], None] | None = None
         self.broken: Callable[[], None] | None = None
         self._worker = worker
@@ -77,8 +88,14 @@ class Ring:
         before, self.state = self.state, step(self.state, event)
         log.info("epoch %d: %s -> %s %s", self.epoch, before.value, self.state.value, self.reason)
 
-    def attach(self, host: str, sender: Sender) -> None:
-        self._senders[host] = sender
+    def link(self, senders: Mapping[str, Sender]) -> None:
+        """The next hosts have answered. Raises state.IllegalEvent; then the senders stay the caller's."""
+        self.event(Event.LINK)
+        self._senders.update(senders)
+
+    @property
+    def senders(self) -> tuple[Sender, ...]:
+        return tuple(self._senders.values())
 
     def retire(self) -> None:
         self.event(Event.RETIRE)
@@ -109,7 +126,7 @@ class Ring:
             text = message.text or {}
             self.fault(str(text.get("host", source)), str(text.get("reason", "unknown")))
         elif message.kind is Kind.BEAT:
-            self.heard[source] = {**(message.text or {}), "at": time.monotonic()}
+            self.heard[source] = (time.monotonic(), message.text or {})
 
     def fault(self, host: str, reason: str) -> None:
         self._worker.call(lambda: self._break(host, reason))
@@ -139,7 +156,7 @@ class Ring:
             self._break(self.host, f"sequence {work.sequence} is at {sequence.tokens}, not at {work.position}")
             return
         start = time.perf_counter()
-        result = stage.forward(sequence, work.payload)
+        result = stage.forward(sequence, _arrived(work.payload))
         self.clocks[work.stage].add(time.perf_counter() - start, sequence.tokens - work.position, prefill=work.prefill)
         if isinstance(result, Hidden):
             self._send(work, result)
@@ -154,8 +171,11 @@ class Ring:
         self._senders[self.manifest.stages[number].host].send(message)
 
     def drop(self, number: int, sequence: int) -> None:
-        """Forget a sequence in stage `number`, and tell the stages behind it."""
-        self._worker.forget(self.epoch, sequence)
+        """Forget a sequence in stage `number`, and tell the stages behind it.
+
+        Not in the other stages of this host: work for them may still be on its way, and must find its cache.
+        """
+        self._worker.forget(self.epoch, (number, sequence))
         self._sequences.pop((number, sequence), None)
         behind = number + 1
         if behind < len(self.manifest.stages) and self.state in (State.LINKED, State.SERVING):
@@ -167,7 +187,8 @@ class Ring:
         return {
             "state": self.state.value,
             "reason": self.reason,
-            "sequences": len({sequence for _, sequence in self._sequences}),
+            "sequences": len({sequence for _, sequence in list(self._sequences)}),  # a copy, as in median()
+            "heard": {host: {**beat, "ago_s": time.monotonic() - at} for host, (at, beat) in list(self.heard.items())},
             "stages": {
                 str(number): {**clock.report(), "first": place.first, "last": place.last}
                 for number, clock in self.clocks.items()
@@ -177,7 +198,6 @@ class Ring:
 
 
 def _work(message: Message) -> Work[Any]:
-    tensors = tuple(None if tensor is None else _from_wire(tensor) for tensor in message.tensors)
     return Work(
         epoch=message.epoch,
         stage=message.stage,
@@ -185,8 +205,16 @@ def _work(message: Message) -> Work[Any]:
         position=message.position,
         prefill=bool(message.flags & Flag.PREFILL),
         sample=bool(message.flags & Flag.SAMPLE),
-        payload=Hidden(tensors, bool(message.flags & Flag.TUPLE)),
+        payload=message,
     )
+
+
+def _arrived(payload: torch.Tensor | Message) -> torch.Tensor | Hidden:
+    """Token ids as they are; what came over the wire as tensors again."""
+    if isinstance(payload, torch.Tensor):
+        return payload
+    tensors = tuple(None if tensor is None else _from_wire(tensor) for tensor in payload.tensors)
+    return Hidden(tensors, bool(payload.flags & Flag.TUPLE))
 
 
 def _from_wire(tensor: Tensor) -> torch.Tensor:

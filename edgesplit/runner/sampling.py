@@ -18,7 +18,6 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-
 COLDEST = 1e-4  # a temperature below it is greedy: dividing by it may leave float32
 
 

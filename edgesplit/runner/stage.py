@@ -30,7 +30,10 @@ class StageError(RuntimeError):
 
 @dataclass(frozen=True)
 class Hidden:
-    """What crosses a boundary: what the last layer returned. `tuple_` when that was a tuple; None entries kept."""
+    """What crosses a boundary: what the last layer returned. `tuple_` when that was a tuple; absent entries are None.
+
+    Of a tuple, the first tensor travels, and others that also hold a value per position (attention weights do not).
+    """
 
     tensors: tuple[torch.Tensor | None, ...]
     tuple_: bool = False
@@ -39,10 +42,16 @@ class Hidden:
     def of(cls, value: Any) -> Hidden:
         if isinstance(value, torch.Tensor):
             return cls((value,))
-        return cls(tuple(item if isinstance(item, torch.Tensor) else None for item in value), tuple_=True)
+        kept = [
+            item if isinstance(item, torch.Tensor) and item.shape[:2] == value[0].shape[:2] else None for item in value
+        ]
+        return cls(tuple(kept), tuple_=True)
 
     def value(self) -> Any:
         return self.tensors if self.tuple_ else self.tensors[0]
+
+    def to(self, device: torch.device | str) -> Hidden:
+        return Hidden(tuple(None if tensor is None else tensor.to(device) for tensor in self.tensors), self.tuple_)
 
 
 class _Leave(Exception):  # not an error: it carries the boundary's value out of the model's forward
@@ -64,6 +73,7 @@ class _NoEmbedding(nn.Module):
     def __init__(self, like: nn.Module, hidden: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.hidden, self.dtype = hidden, dtype
+        self.register_buffer("weight", torch.empty(0, dtype=dtype), persistent=False)  # some ask it for its device
         self.padding_idx = getattr(like, "padding_idx", None)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -109,13 +119,10 @@ def _cut(model: PreTrainedModel, part: Range, parts: Anatomy, wire: _Wire, dtype
         if index < own.start:
             _hollow(layer, lambda *_, **__: wire.arrived)
         elif index >= own.stop:
-            _hollow(layer, _depart if own or part.embeds else (lambda *_, **__: wire.arrived))
-    if part.heads and not own:  # nothing but the head: what arrived goes through every stand-in to the final norm
-        for layer in layers:
-            layer.forward = lambda *_, **__: wire.arrived
+            _hollow(layer, _depart)
     if own and own.start == 0 and not part.embeds:
         layers[0].register_forward_pre_hook(_arrive(wire), with_kwargs=True)
-    if own and not part.heads and own.stop == part.layers:
+    if own and not part.heads:
         layers[own.stop - 1].register_forward_hook(_leave_after)
     tied = set(model.all_tied_weights_keys) | set(model.all_tied_weights_keys.values())
     keeps_embedding = part.embeds or (part.heads and f"{parts.embedding}.weight" in tied)
@@ -131,7 +138,7 @@ def _cut(model: PreTrainedModel, part: Range, parts: Anatomy, wire: _Wire, dtype
 
 
 def _depart(*args: Any, **kwargs: Any) -> Any:
-    """The first layer that is no longer ours: its input is our output."""
+    """The first layer, where nothing but the embedding is ours: its input is our output."""
     raise _Leave(args[0] if args else kwargs["hidden_states"])
 
 
@@ -201,6 +208,8 @@ class Stage:
         self.model, self.range = model, part
         self._wire = wire
         self.device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+        # May a prompt come in pieces? Most recurrent families begin with a blank state at each (mamba, jamba, bamba).
+        self.chunks = not getattr(type(model), "_is_stateful", False)
 
     @classmethod
     def load(cls, folder: Path, first: int, last: int, dtype: str, device: str = "cpu") -> Stage:
@@ -252,10 +261,10 @@ class Stage:
         """Run `T` new positions of one sequence.
 
         `arrived`: token ids of shape [1, T] where the stage embeds, else the Hidden of the boundary before it.
-        Returns Hidden, or logits of shape [1, 1, vocabulary] (the last position; all T with `all_logits`).
+        Returns Hidden, or logits of shape [1, 1, vocabulary] (the last position; all T with `all_logits`), on the CPU.
         """
         if isinstance(arrived, Hidden):
-            self._wire.arrived = arrived.value()
+            self._wire.arrived = arrived.to(self.device).value()
             count = next(tensor for tensor in arrived.tensors if tensor is not None).shape[1]
             ids = torch.zeros(1, count, dtype=torch.long, device=self.device)
         else:
@@ -265,9 +274,9 @@ class Stage:
             output = self.model(
                 input_ids=ids, past_key_values=sequence.cache, use_cache=True, logits_to_keep=keep, return_dict=True
             )
-            result: Any = output.logits
+            result: Any = output.logits.cpu()
         except _Leave as leave:
-            result = Hidden.of(leave.value)
+            result = Hidden.of(leave.value).to("cpu")
         finally:
             self._wire.arrived = None
         sequence.tokens += ids.shape[1]

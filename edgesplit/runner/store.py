@@ -3,6 +3,7 @@
     shards/<sha256>.safetensors    weights, one block each, never changed
     files/<sha256>                 config, tokenizer and the like
     stages/<epoch>-<stage>/        links to the above, laid out as a Hugging Face checkpoint
+    stages/<epoch>-api/            the side files alone, for the API's tokenizer
     manifest.json                  the signed manifest of the epoch that is served
     serial                         the last command honoured, so that no older one is, even after a restart
 
@@ -36,10 +37,7 @@ class Store:
 
     def lay_out(self, manifest: Manifest, number: int) -> Path:
         """The stage's folder, ready for from_pretrained. Raises StoreError naming what is absent."""
-        target = self.folder / "stages" / f"{manifest.epoch}-{number}"
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        self.lay_out_files(manifest, target)
+        target = self.lay_out_files(manifest, str(number))
         weights: dict[str, str] = {}
         for sha in _needed(manifest, manifest.stages[number]):
             shard = self.shard(sha)
@@ -50,13 +48,17 @@ class Store:
         (target / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weights}))
         return target
 
-    def lay_out_files(self, manifest: Manifest, target: Path) -> None:
-        target.mkdir(parents=True, exist_ok=True)
+    def lay_out_files(self, manifest: Manifest, part: str = "api") -> Path:
+        """A folder of the epoch with its side files. Raises StoreError naming what is absent."""
+        target = self.folder / "stages" / f"{manifest.epoch}-{part}"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
         for name, sha in manifest.files.items():
             source = self.folder / "files" / sha
             if not source.exists():
                 raise StoreError(f"file {name} is not on this host")
             (target / name).symlink_to(source.resolve())
+        return target
 
     def forget_stages(self, epoch: int) -> None:
         for folder in (self.folder / "stages").glob(f"{epoch}-*"):
@@ -86,9 +88,12 @@ def _needed(manifest: Manifest, place: StagePlace) -> list[str]:
 
 
 def _keys(shard: Path) -> list[str]:
-    """Names of the tensors in a safetensors file: u64 little-endian length, then that much JSON."""
-    with shard.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > MAX_HEADER:
-            raise StoreError(f"{shard.name} is no safetensors file")
-        return [key for key in json.loads(file.read(length)) if key != "__metadata__"]
+    """Names of the tensors in a safetensors file: u64 little-endian length, then that much JSON. Raises StoreError."""
+    try:
+        with shard.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > MAX_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            return [key for key in json.loads(file.read(length)) if key != "__metadata__"]
+    except (struct.error, ValueError) as error:
+        raise StoreError(f"{shard.name} is no safetensors file: {error}") from error

@@ -23,8 +23,8 @@ ROOT = Path(__file__).parent.parent.parent
 PLAN = "plans/demo.yaml"
 EDGESPLIT = str(Path(sys.executable).parent / "edgesplit")
 WORK = Path("~/.edgesplit/local").expanduser()
-PROMPT = "The entry host"
-LONG = 150
+PROMPT = "A controller without memory"
+LONG = 200
 say = Console(highlight=False)
 
 

@@ -1,0 +1,131 @@
+"""The whole job with the real command line, over real sshds with key login and a known host key; and the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Sshd, SshdFarm, free_port
+from deployments import NAMES
+from models import make_checkpoint
+
+pytestmark = pytest.mark.fleet
+
+ROOT = Path(__file__).parent.parent
+EDGESPLIT = str(Path(sys.executable).parent / "edgesplit")
+
+
+def write_files(folder: Path, servers: dict[str, Sshd]) -> Path:
+    """A plan and an inventory as a user would write them; no host may hold the model alone."""
+    make_checkpoint(folder / "model", "qwen2", 6)
+    hosts = {
+        name: {
+            "ssh": {
+                "host": server.host,
+                "port": server.port,
+                "user": server.user,
+                "key": str(server.key),
+                "known_hosts": str(server.known_hosts),
+            },
+            "trusted": name == "desk",
+            "data": {"address": "127.0.0.1", "port": free_port()},
+            "work": str(folder / "work" / name),
+        }
+        for name, server in servers.items()
+    }
+    defaults = {"python": sys.executable, "cores": 1, "memory": "330KiB"}
+    (folder / "hosts.yaml").write_text(yaml.safe_dump({"defaults": defaults, "hosts": hosts}))
+    plan = {
+        "name": "job",
+        "inventory": "hosts.yaml",
+        "model": "model",
+        "entry": "desk",
+        "api": {"port": free_port()},
+        "workload": {"prompt_tokens": 16, "new_tokens": 16, "max_context": 128, "concurrency": 2},
+        "prefill_chunk": 8,
+        "pins": [{"blocks": ["layers.0"], "to": "trusted"}],
+    }
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    return folder / "plan.yaml"
+
+
+def edgesplit(*words: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [EDGESPLIT, *map(str, words)], capture_output=True, text=True, timeout=240, env={**os.environ, "COLUMNS": "120"}
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.ssh
+def test_profile_plan_deploy_generate_status_down_over_ssh(tmp_path: Path, sshd: SshdFarm) -> None:
+    plan = write_files(tmp_path, {name: sshd() for name in NAMES})
+    profile = json.loads(edgesplit("profile", plan, "--json").stdout)
+    assert sorted(profile["hosts"]) == sorted(NAMES)
+    assert {target for row in profile["links"].values() for target in row} == set(NAMES)
+
+    solution = json.loads(edgesplit("plan", plan, "--json").stdout)
+    stages = solution["split"]["stages"]
+    assert solution["status"] == "Optimal"
+    assert stages[0]["host"] == stages[-1]["host"] == "desk"
+    assert stages[0]["last"] >= 1  # layers.0 is pinned to the only trusted host
+    assert len({stage["host"] for stage in stages}) > 1
+
+    try:
+        deployed = json.loads(edgesplit("deploy", plan, "--yes", "--json").stdout)
+        assert deployed["changed"]
+        checked = json.loads(edgesplit("generate", plan, "Hello there", "-n", "12", "--check", "--json").stdout)
+        assert checked["equal_to_unsplit"]
+        status = json.loads(edgesplit("status", plan, "--json").stdout)
+        assert status["serving"]
+        assert all(stage["state"] == "serving" for stage in status["stages"])
+        again = edgesplit("deploy", plan, "--yes", "--json")
+        assert not json.loads(again.stdout)["changed"]
+        assert "nothing to do" in again.stderr
+        held = {host: held_blocks(tmp_path / "work" / host / "job") for host in NAMES}
+        assert all(len(shards) < 9 for host, shards in held.items() if host != "desk")  # 8 blocks and the common one
+    finally:
+        edgesplit("down", plan, "--yes")
+    assert not (tmp_path / "work" / "desk").exists()
+    assert "does not serve" in edgesplit("status", plan, status=8).stderr
+
+
+def held_blocks(folder: Path) -> set[str]:
+    return {shard.name for shard in (folder / "shards").glob("*")}
+
+
+@pytest.mark.ssh
+def test_a_host_that_shows_another_key_is_never_talked_to(tmp_path: Path, sshd: SshdFarm) -> None:
+    servers = {name: sshd() for name in NAMES}
+    plan = write_files(tmp_path, servers)
+    edgesplit("profile", plan)
+    edgesplit("plan", plan)
+    other = servers["attic"].host_key.with_suffix(".pub").read_text().split()[1]
+    mine = servers["shelf"].host_key.with_suffix(".pub").read_text().split()[1]
+    for server in servers.values():
+        known = server.known_hosts.read_text()
+        server.known_hosts.write_text(known.replace(mine, other))
+    refused = edgesplit("deploy", plan, "--yes", status=4)
+    assert "shelf: the host key has CHANGED" in refused.stderr
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_demo_tells_its_whole_story_and_leaves_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path), "COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "plans" / "demo" / "demo.py")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "equal to the undisturbed run: yes" in done.stdout
+    assert done.stdout.count("equal those of the unsplit model") + done.stderr.count("equal those of the unsplit") == 3
+    assert not list(tmp_path.rglob("runner.pid"))
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -1,0 +1,104 @@
+"""A push that fails, at whatever step, leaves every host as it was; the old epoch serves on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from deployments import Deployment, deployment
+
+from edgesplit.broadcast.push import look, push, settled
+from edgesplit.broadcast.transition import Phase, Step
+from edgesplit.cli.render import Quiet
+from edgesplit.errors import DeployError, HostError, MovedError
+from edgesplit.hosts import commands
+from edgesplit.split import split_from_placement
+
+pytestmark = pytest.mark.fleet
+
+PROMPT = [40, 7, 99, 140, 23, 200, 81, 17]
+FIRST = ("desk", "desk", "shelf", "shelf", "shelf", "desk")
+SECOND = ("desk", "desk", "attic", "attic", "shelf", "desk")
+BEFORE_COMMIT = [Phase.LOCK, Phase.SHIP, Phase.START, Phase.PREPARE, Phase.LINK, Phase.TRIAL, Phase.COMMIT]
+
+
+class Saboteur(Quiet):
+    """Fails as a step of this phase begins; `wanted` remembers whether it came to that."""
+
+    def __init__(self, phase: Phase, host: str, error: BaseException) -> None:
+        self._phase, self._host, self._error = phase, host, error
+        self.struck = False
+
+    def begin(self, step: Step) -> None:
+        if step.phase is self._phase and step.host == self._host:
+            self.struck = True
+            raise self._error
+
+
+def sabotaged(made: Deployment, placement: tuple[str, ...], phase: Phase, error: BaseException) -> None:
+    host = {Phase.START: "attic"}.get(phase, "desk")
+    saboteur = Saboteur(phase, host, error)
+    scene = look(made.cargo, made.hosts)
+    with pytest.raises((DeployError, KeyboardInterrupt)):
+        push(made.cargo, split_from_placement(placement), made.hosts, scene, saboteur, reason="test")
+    assert saboteur.struck
+
+
+def files(made: Deployment) -> dict[str, set[str]]:
+    """What lies on each host, but for logs."""
+    return {
+        host: {str(file.relative_to(folder)) for file in folder.rglob("*") if file.name not in ("runner.log", "serial")}
+        for host in made.hosts
+        for folder in [made.folder(host)]
+    }
+
+
+def test_a_first_deploy_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with deployment(tmp_path) as made:
+        for phase in (Phase.LOCK, Phase.SHIP, Phase.START, Phase.LINK, Phase.COMMIT):
+            sabotaged(made, SECOND, phase, HostError("desk", "struck by lightning"))
+            assert not list((tmp_path / "work").rglob("*"))
+
+
+def test_a_move_that_fails_leaves_the_old_epoch_serving(tmp_path: Path) -> None:
+    with deployment(tmp_path) as made:
+        made.push(*FIRST)
+        expected = made.complete(PROMPT, 8)["token_ids"]
+        before = files(made)
+        for phase in BEFORE_COMMIT:
+            sabotaged(made, SECOND, phase, HostError("desk", "struck by lightning"))
+            assert files(made) == before, phase
+            assert made.complete(PROMPT, 8)["token_ids"] == expected, phase
+        sabotaged(made, SECOND, Phase.TRIAL, KeyboardInterrupt())
+        assert files(made) == before
+        scene = look(made.cargo, made.hosts)
+        assert scene.running is not None
+        assert scene.running.epoch == 1
+        assert settled(scene, split_from_placement(FIRST))
+
+
+def test_a_locked_host_is_left_alone_and_says_who_holds_it(tmp_path: Path) -> None:
+    with deployment(tmp_path) as made:
+        made.push(*FIRST)
+        host = made.hosts["shelf"]
+        host.run(commands.lock(str(made.folder("shelf")), "ada on notebook, 2026-11-23: deploy"))
+        with pytest.raises(MovedError, match="shelf is locked by ada on notebook, 2026-11-23: deploy"):
+            made.push(*SECOND)
+        assert not made.folder("attic").exists()
+        assert not (made.folder("desk") / "lock").exists()
+        host.run(commands.unlock(str(made.folder("shelf"))))
+
+
+def test_a_move_sends_only_what_the_hosts_do_not_have(tmp_path: Path) -> None:
+    with deployment(tmp_path) as made:
+        made.push(*FIRST)
+        sent: dict[str, int] = {}
+
+        class Count(Quiet):
+            def sent(self, step: Step, size: int) -> None:
+                sent[step.host] = sent.get(step.host, 0) + size
+
+        scene = look(made.cargo, made.hosts)
+        target = split_from_placement(("desk", "desk", "desk", "shelf", "shelf", "desk"))
+        push(made.cargo, target, made.hosts, scene, Count(), reason="test")
+        assert sent == {"desk": made.cargo.cut.blocks[2].size}  # layers.1, and nothing else
