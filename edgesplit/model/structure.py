@@ -34,6 +34,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What transformers raises on a config that it knows but cannot build: each family checks its own numbers in its own way
 _FOREIGN = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError,
                 AssertionError, ImportError, StrictDataclassError)  # fmt: skip
+_OTHER_MODEL = "config.json and the weights are of different models"
 
 Tensors = Mapping[str, TensorAt]
 
@@ -49,7 +50,7 @@ class Structure:
 
 def analyse(folder: Path, name: str, dtype: str, tensors: Tensors, contents: str) -> Structure:
     """`contents`: the digest of the checkpoint. Raises ModelError."""
-    model, anatomy, config = _build(folder, dtype)
+    model, anatomy, config = _build(folder, dtype, len(tensors))
     places = _places(folder, model, anatomy, tensors)
     with _translated(folder, "run"):
         probe = _probe(model, anatomy, config)
@@ -67,11 +68,11 @@ def analyse(folder: Path, name: str, dtype: str, tensors: Tensors, contents: str
     return Structure(chain, places, f"{anatomy.head}.weight" in model.all_tied_weights_keys and not own_head)
 
 
-def _build(folder: Path, dtype: str) -> tuple[Any, Anatomy, Any]:
+def _build(folder: Path, dtype: str, tensors: int) -> tuple[Any, Anatomy, Any]:
     """The model without weights, where its parts are, and its config."""
     with _translated(folder, "build"):
         config = read_config(str(folder))
-        _check_plain(folder, config)
+        _check_sane(folder, config, tensors)
         config._experts_implementation = "batched_mm"  # the default, a grouped kernel, has no meta form in float32
         model = skeleton(config, DTYPES[dtype]).eval()
         return model, examine(model), config
@@ -94,8 +95,12 @@ def _first(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[:300]}"
 
 
-def _check_plain(folder: Path, config: Any) -> None:
-    """Quantised weights need kernels and packages of their own, on every host."""
+def _check_sane(folder: Path, config: Any, tensors: int) -> None:
+    """Before anything is built: a damaged config may ask for layers without end, and quantised weights need kernels
+    and packages of their own on every host."""
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
+    if layers > tensors:
+        raise ModelError(f"{folder} holds {tensors} tensors, but its config says {layers} layers", _OTHER_MODEL)
     quantised = getattr(config, "quantization_config", None)
     if quantised:
         method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else type(quantised).__name__
@@ -142,7 +147,7 @@ def _check_shape(folder: Path, tensor: TensorAt, shape: tuple[int, ...]) -> None
     if tensor.shape != shape:
         raise ModelError(
             f"{folder}: {tensor.key} has shape {list(tensor.shape)}, but its config asks for {list(shape)}",
-            "config.json and the weights are of different models",
+            _OTHER_MODEL,
         )
 
 
@@ -154,7 +159,7 @@ def _check_spare(folder: Path, key: str, model: Any, anatomy: Anatomy) -> None:
     if layer and int(layer.group(1)) >= anatomy.count and not expected:
         raise ModelError(
             f"{folder} holds layer {layer.group(1)}, but its config says {anatomy.count} layers",
-            "config.json and the weights are of different models",
+            _OTHER_MODEL,
         )
 
 

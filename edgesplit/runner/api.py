@@ -82,9 +82,11 @@ class Answer:
     front: Front
     wish: Wish
     prompt: tuple[int, ...]
-    events: asyncio.Queue[tuple[int | None, str | None]] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[tuple[int | None, str | None, float | None]] = field(default_factory=asyncio.Queue)
     number: int = 0
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
+    told: int = 0  # tokens whose log-probabilities were given out
     name: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -172,12 +174,13 @@ class Api:
     async def _submit(self, answer: Answer) -> None:
         loop = asyncio.get_running_loop()
 
-        def emit(token: int | None, end: str | None) -> None:
+        def emit(token: int | None, end: str | None, logprob: float | None) -> None:
             with contextlib.suppress(RuntimeError):  # the server's loop has closed
-                loop.call_soon_threadsafe(answer.events.put_nowait, (token, end))
+                loop.call_soon_threadsafe(answer.events.put_nowait, (token, end, logprob))
 
-        stops = frozenset() if answer.wish.ignore_eos else answer.front.stops
-        request = Request(answer.prompt, answer.wish.max_tokens, answer.wish.sampling, stops, emit)
+        wish = answer.wish
+        stops = frozenset() if wish.ignore_eos else answer.front.stops
+        request = Request(answer.prompt, wish.max_tokens, wish.sampling, stops, emit, wish.logprobs)
         future: Future[int] = self._worker.call(lambda: self._entry.submit(request))
         answer.number = await asyncio.wrap_future(future)
 
@@ -187,13 +190,14 @@ class Api:
         done = False
         try:
             while not done:
-                token, end = await asyncio.wait_for(answer.events.get(), PATIENCE)
+                token, end, logprob = await asyncio.wait_for(answer.events.get(), PATIENCE)
                 if token is None:
                     done = True
                     yield text.end(), None
                     yield "", "stop" if text.stopped else end
                     return
                 answer.tokens.append(token)
+                answer.logprobs.append(logprob)
                 yield text.add(token), None
                 if text.stopped:
                     yield "", "stop"
@@ -234,7 +238,7 @@ class Api:
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
     def _object(self, answer: Answer, text: str, end: str | None, *, whole: bool) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": end, "logprobs": None}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": end, "logprobs": _logprobs(answer)}
         if answer.wish.chat:
             choice["message" if whole else "delta"] = {"role": "assistant", "content": text}
         else:
@@ -252,6 +256,20 @@ def _answer(front: Front, body: dict[str, Any], ids: list[int], *, chat: bool) -
     """What the request will get. Raises BadRequest."""
     wish = read_wish(body, front.base, front.service, len(ids), chat=chat)
     return Answer(front, wish, front.checked(ids), name=f"{'chat' if chat else ''}cmpl-{uuid.uuid4().hex}")
+
+
+def _logprobs(answer: Answer) -> dict[str, Any] | None:
+    """Of the tokens since it was last asked, in the form of either API."""
+    if not answer.wish.logprobs:
+        return None
+    new = list(zip(answer.tokens, answer.logprobs, strict=True))[answer.told :]
+    answer.told = len(answer.tokens)
+    texts = [answer.front.tokenizer.decode([token]) for token, _ in new]
+    values = [value for _, value in new]
+    if not answer.wish.chat:
+        return {"tokens": texts, "token_logprobs": values}
+    pairs = zip(texts, values, strict=True)
+    return {"content": [{"token": text, "logprob": value, "top_logprobs": []} for text, value in pairs]}
 
 
 async def _body(http: HttpRequest) -> dict[str, Any]:

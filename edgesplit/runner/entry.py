@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .ring import RECENT, Ring, median
-from .sampling import Sampler, Sampling
+from .sampling import Sampler, Sampling, logprob
 from .scheduler import Work
 from .state import State
 from .worker import Worker
@@ -34,14 +34,15 @@ class Overloaded(RuntimeError):
 
 @dataclass
 class Request:
-    """`emit(token, end)`: called per token with end None, then once with token None and why it ended: "stop", "length",
-    or "error" when its logits gave no token."""
+    """`emit(token, end, logprob)`: called per token with end None, and its log-probability if `logprobs`; then once
+    with token None and why it ended: "stop", "length", or "error" when its logits gave no token."""
 
     prompt: tuple[int, ...]
     max_new: int
     sampling: Sampling
     stops: frozenset[int]
-    emit: Callable[[int | None, str | None], None]
+    emit: Callable[[int | None, str | None, float | None], None]
+    logprobs: bool = False
 
 
 @dataclass
@@ -127,11 +128,12 @@ class Entry:
         if token in running.request.stops:
             self._finish(running, "stop")
             return
-        running.request.emit(token, None)
-        if len(running.answer) >= running.request.max_new:
+        request = running.request
+        request.emit(token, None, logprob(logits[0, -1], token) if request.logprobs else None)
+        if len(running.answer) >= request.max_new:
             self._finish(running, "length")
             return
-        position = len(running.request.prompt) + len(running.answer) - 1
+        position = len(request.prompt) + len(running.answer) - 1
         ids = torch.tensor([[token]])
         self._worker.add(Work(work.epoch, 0, work.sequence, position, prefill=False, sample=True, payload=ids))
 
@@ -146,7 +148,7 @@ class Entry:
         del self._running[running.number]
         if self._ring is not None:
             self._ring.drop(0, running.number)
-        running.request.emit(None, end)
+        running.request.emit(None, end, None)
         self._admit()
 
     def report(self) -> dict[str, Any]:

@@ -50,6 +50,11 @@ def stop_tokens(config: GenerationConfig) -> frozenset[int]:
     return frozenset(ends if isinstance(ends, Iterable) else [ends])
 
 
+def logprob(logits: torch.Tensor, token: int) -> float:
+    """The model's own log-probability of a token, before any sampling."""
+    return float(logits.detach().cpu().to(torch.float32).log_softmax(-1)[token])
+
+
 class Sampler:
     """The state of one request's sampling: it goes on after a replay as if nothing had happened."""
 

@@ -31,6 +31,7 @@ class Wish:
     max_tokens: int
     stop: tuple[str, ...]
     sampling: Sampling
+    logprobs: bool  # of the tokens chosen
     return_token_ids: bool  # an extension, as vLLM has it
     ignore_eos: bool  # likewise
 
@@ -40,7 +41,7 @@ def read_wish(body: Mapping[str, Any], base: Sampling, service: Service, prompt:
     model = body.get("model", service.model)
     if model != service.model:
         raise BadRequest(f"no model {model!r} here; it is {service.model!r}", "model")
-    if body.get("n", 1) != 1:
+    if body.get("n") not in (None, 1):
         raise BadRequest("n must be 1", "n")
     room = service.max_context - prompt
     if room < 1:
@@ -63,6 +64,7 @@ def read_wish(body: Mapping[str, Any], base: Sampling, service: Service, prompt:
         max_tokens=asked or min(DEFAULT_MAX_TOKENS, room),
         stop=_stops(body.get("stop")),
         sampling=_sampling(body, base),
+        logprobs=_logprobs(body),
         return_token_ids=_flag(body, "return_token_ids"),
         ignore_eos=_flag(body, "ignore_eos"),
     )
@@ -73,6 +75,14 @@ def _flag(body: Mapping[str, Any], name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise BadRequest(f"{name} must be true or false", name)
     return bool(value)
+
+
+def _logprobs(body: Mapping[str, Any]) -> bool:
+    """Completions ask with a number of alternatives (0 and 1 are answered alike), chats with true."""
+    value = body.get("logprobs")
+    if value not in (None, False, True, 0, 1) or body.get("top_logprobs") not in (None, 0):
+        raise BadRequest("logprobs are given of the chosen token only: true, 0 or 1, without top_logprobs", "logprobs")
+    return value is not None and value is not False
 
 
 def _stops(value: Any) -> tuple[str, ...]:

@@ -1,0 +1,214 @@
+"""The wire protocol, both ends against each other in memory: any message, under any chunking, or a WireError."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgesplit.runner.wire import (
+    ALIGN,
+    HEADER,
+    MAGIC,
+    MAX_RANK,
+    MAX_TENSORS,
+    MAX_TEXT,
+    Decoder,
+    Flag,
+    Kind,
+    Message,
+    Tensor,
+    WireError,
+    encode,
+)
+
+LIMIT = 4096
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}
+
+
+def raw(message: Message) -> bytes:
+    return b"".join(encode(message))
+
+
+def decode(data: bytes, cuts: Sequence[int] = (), limit: int = LIMIT) -> Iterator[Message]:
+    """Feed `data` in pieces that end at the cuts, as a socket would."""
+    decoder, edges = Decoder(limit), sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    for start, end in zip(edges, edges[1:], strict=False):
+        while start < end:
+            place = decoder.buffer()
+            count = min(len(place), end - start)
+            place[:count] = data[start : start + count]
+            start += count
+            message = decoder.advance(count)
+            if message is not None:
+                yield message
+
+
+def plain(message: Message) -> Message:
+    """With bytes for the views, so that messages compare."""
+    tensors = tuple(t and Tensor(t.dtype, t.shape, bytes(t.data)) for t in message.tensors)
+    return Message(
+        message.kind,
+        message.epoch,
+        message.stage,
+        message.sequence,
+        message.position,
+        message.flags,
+        tensors,
+        message.text,
+    )
+
+
+@st.composite
+def tensor(draw: st.DrawFn) -> Tensor:
+    dtype = draw(st.sampled_from(sorted(SIZES)))
+    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
+    size = SIZES[dtype] * math.prod(shape)
+    return Tensor(dtype, shape, draw(st.binary(min_size=size, max_size=size)))
+
+
+numbers = {
+    "epoch": st.integers(0, 2**32 - 1),
+    "stage": st.integers(0, 2**16 - 1),
+    "sequence": st.integers(0, 2**64 - 1),
+    "position": st.integers(0, 2**32 - 1),
+    "flags": st.integers(0, 7),
+}
+work = st.builds(
+    Message, st.just(Kind.WORK), tensors=st.lists(st.none() | tensor(), min_size=1, max_size=3).map(tuple), **numbers
+)
+talk = st.builds(
+    Message,
+    st.sampled_from([Kind.HELLO, Kind.WELCOME, Kind.BEAT, Kind.FAULT]),
+    text=st.dictionaries(st.text(), st.integers() | st.text() | st.none(), max_size=3),
+    **numbers,
+)
+bare = st.builds(Message, st.sampled_from([Kind.DROP, Kind.BYE]), **numbers)
+
+
+@given(st.lists(work | talk | bare, min_size=1, max_size=3), st.lists(st.integers(0, 10_000), max_size=8))
+@settings(deadline=None, max_examples=60)
+def test_any_messages_arrive_whole_under_any_chunking(messages: list[Message], cuts: list[int]) -> None:
+    assert [plain(message) for message in decode(b"".join(map(raw, messages)), cuts)] == messages
+
+
+def test_every_single_byte_may_come_alone() -> None:
+    message = Message(Kind.WORK, 3, 1, 7, 5, Flag.TUPLE, (Tensor("float32", (1, 2), bytes(8)), None))
+    data = raw(message)
+    assert [plain(got) for got in decode(data, range(len(data)))] == [message]
+
+
+@given(st.lists(st.none() | tensor(), min_size=1, max_size=MAX_TENSORS).map(tuple))
+@settings(deadline=None, max_examples=40)
+def test_tensor_bytes_begin_where_a_processor_likes_them(tensors: tuple[Tensor | None, ...]) -> None:
+    body = raw(Message(Kind.WORK, 1, tensors=tensors))[HEADER.size :]
+    (message,) = decode(raw(Message(Kind.WORK, 1, tensors=tensors)), limit=len(body))
+    for got in message.tensors:
+        if got is not None and got.data:
+            whole = memoryview(got.data).obj
+            assert isinstance(whole, bytearray)
+            assert any(whole[at : at + len(got.data)] == got.data for at in range(0, len(whole), ALIGN))
+
+
+def test_tensor_bytes_are_not_copied_on_either_end() -> None:
+    data = bytearray(64)
+    pieces = list(encode(Message(Kind.WORK, 1, tensors=(Tensor("float32", (16,), data),))))
+    assert any(piece is data for piece in pieces)
+    assert all(memoryview(piece).nbytes for piece in pieces)
+    (message,) = decode(b"".join(pieces))
+    assert isinstance(message.tensors[0], Tensor)
+    assert isinstance(message.tensors[0].data, memoryview)
+
+
+def frame(kind: int = Kind.WORK, body: bytes = b"", length: int | None = None, magic: bytes = MAGIC) -> bytes:
+    return HEADER.pack(magic, kind, 0, 0, 1, 1, 0, len(body) if length is None else length) + body
+
+
+def header(code: int, *shape: int) -> bytes:
+    return struct.pack(f"!BB{len(shape)}I", code, len(shape), *shape)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (frame(magic=b"HTTP"), "not a frame"),
+        (frame(kind=0), "unknown kind of message 0"),
+        (frame(kind=99), "unknown kind of message 99"),
+        (frame(length=LIMIT + 1), f"{LIMIT + 1} bytes where at most {LIMIT}"),
+        (frame(Kind.HELLO, length=MAX_TEXT + 1), f"at most {MAX_TEXT}"),
+        (frame(Kind.DROP, b"x"), "at most 0"),
+        (frame(Kind.BYE, b"x"), "at most 0"),
+        (frame(Kind.BEAT, b""), "not JSON"),
+        (frame(Kind.BEAT, b"\xff{"), "not JSON"),
+        (frame(Kind.BEAT, b"[" * 60_000), "not JSON"),
+        (frame(Kind.BEAT, b'{"done": ' + b"1" * 5000 + b"}"), "not JSON"),
+        (frame(Kind.BEAT, b"[1]"), "not a JSON object"),
+        (frame(body=b""), "carries 1 to"),
+        (frame(body=b"\0"), "carries 1 to"),
+        (frame(body=bytes([MAX_TENSORS + 1])), "carries 1 to"),
+        (frame(body=b"\1"), "cut short"),
+        (frame(body=b"\2" + header(1, 0)), "cut short"),
+        (frame(body=b"\1" + header(9, 1) + bytes(4)), "unknown type 9"),
+        (frame(body=b"\1" + header(1, *[1] * (MAX_RANK + 1)) + bytes(64)), f"rank {MAX_RANK + 1}"),
+        (frame(body=b"\1" + header(1, 2, 2)[:-1]), "rank 2"),
+        (frame(body=b"\1" + header(1, 2**32 - 1, 2**32 - 1)), "bytes in a body"),
+        (frame(body=(b"\1" + header(1, 2)).ljust(ALIGN, b"\0") + bytes(7)), "8 bytes in a body that has 7"),
+        (frame(body=(b"\1" + header(1, 2)).ljust(ALIGN, b"\0") + bytes(9)), "1 bytes too many"),
+        (frame(body=b"\1\0\0x"), "1 bytes too many"),
+    ],
+)
+def test_whatever_breaks_a_bound_is_refused_in_words(data: bytes, words: str) -> None:
+    with pytest.raises(WireError, match=words):
+        list(decode(data))
+
+
+def test_a_length_over_the_limit_allocates_nothing() -> None:
+    decoder = Decoder(LIMIT)
+    decoder.buffer()[:] = frame(length=2**32 - 1)
+    with pytest.raises(WireError):
+        decoder.advance(HEADER.size)
+    assert len(decoder.buffer()) <= HEADER.size
+
+
+def test_a_dtype_without_a_code_cannot_travel() -> None:
+    with pytest.raises(WireError, match="float64 cannot travel"):
+        list(encode(Message(Kind.WORK, 1, tensors=(Tensor("float64", (1,), bytes(8)),))))
+
+
+def feed(data: bytes) -> None:
+    """Until it ends or is refused; never more room than the limits allow."""
+    decoder = Decoder(LIMIT)
+    while data:
+        place = decoder.buffer()
+        assert 0 < len(place) <= max(LIMIT, MAX_TEXT)
+        count = min(len(place), len(data))
+        place[:count] = data[:count]
+        data = data[count:]
+        try:
+            decoder.advance(count)
+        except WireError:
+            return
+
+
+@given(st.binary(max_size=200))
+@settings(deadline=None, max_examples=60)
+def test_random_bytes_raise_nothing_but_wire_errors(data: bytes) -> None:
+    feed(data)
+
+
+@given(st.sampled_from([int(kind) for kind in Kind]), st.binary(max_size=120))
+@settings(deadline=None, max_examples=100)
+def test_random_bodies_raise_nothing_but_wire_errors(kind: int, body: bytes) -> None:
+    feed(frame(kind, body))
+
+
+@given(work, st.integers(0, 10_000), st.integers(0, 255))
+@settings(deadline=None, max_examples=60)
+def test_a_flipped_byte_raises_nothing_but_wire_errors(message: Message, place: int, value: int) -> None:
+    data = bytearray(raw(message))
+    data[place % len(data)] = value
+    feed(bytes(data))
