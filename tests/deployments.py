@@ -48,7 +48,9 @@ class Deployment:
         """`placement`: the host of each block."""
         scene = look(self.cargo, self.hosts)
         target = split_from_placement(placement)
-        self.running = push(self.cargo, target, self.hosts, scene, Quiet(), reason="test")
+        pushed = push(self.cargo, target, self.hosts, scene, Quiet(), reason="test")
+        assert not pushed.warnings
+        self.running = pushed.split
         return self.running
 
     def folder(self, host: str) -> Path:

@@ -49,13 +49,17 @@ def test_lines() -> None:
     assert commands.listing("/w").line == "ls -1 /w 2>/dev/null || true"
     assert commands.remove("/w/a", "~/it's").line == "rm -rf /w/a \"$HOME\"/'it'\"'\"'s'"
     assert commands.unlock("~/w").line == 'rm -rf "$HOME"/w/lock'
-    assert commands.control("python3", "~/w", "run ner.pyz").line == "cd \"$HOME\"/w && python3 'run ner.pyz' control"
+    assert commands.control("python3", "~/w", "run ner.pyz", 5).line == (
+        "cd \"$HOME\"/w && python3 'run ner.pyz' control --timeout 5"
+    )
     assert commands.log_tail("/w", 5).line == "tail -n 5 /w/runner.log 2>/dev/null || true"
     assert commands.start_runner("~/venv/bin/python", "/w", "r.pyz", ["--port", "7431", "it's"]).line == (
         'umask 077 && cd /w && { PYTHONUNBUFFERED=1 setsid nohup "$HOME"/venv/bin/python r.pyz serve '
         "--port 7431 'it'\"'\"'s' < /dev/null >> runner.log 2>&1 & echo $! | tee runner.pid; }"
     )
-    assert commands.control("~/py", "/w", "r.pyz", wait=5).line == 'cd /w && "$HOME"/py r.pyz control --wait 5'
+    assert commands.control("~/py", "/w", "r.pyz", 2.5, wait=5).line == (
+        'cd /w && "$HOME"/py r.pyz control --timeout 2.5 --wait 5'
+    )
     assert commands.receive("/w/it's", "0" * 64).line == (
         'umask 077 && f=\'/w/it\'"\'"\'s\' && p="$f.part" && mkdir -p "$(dirname "$f")" && trap \'rm -f "$p"\' EXIT '
         '&& cat > "$p" && got=$(sha256sum < "$p" | cut -c1-64) && '
@@ -254,8 +258,10 @@ def test_only_a_runner_is_stopped(folder: Path) -> None:
 
 
 def test_control(folder: Path) -> None:
-    assert HOST.run(commands.control(sys.executable, str(folder), "runner.py"), b"stop") == "[] STOP\n"
-    assert HOST.run(commands.control(sys.executable, str(folder), "runner.py", 5), b"x") == "['--wait', '5'] X\n"
+    assert HOST.run(commands.control(sys.executable, str(folder), "runner.py", 9), b"stop") == "['--timeout', '9'] STOP\n"
+    assert HOST.run(commands.control(sys.executable, str(folder), "runner.py", 9, 5), b"x") == (
+        "['--timeout', '9', '--wait', '5'] X\n"
+    )
 
 
 def test_survey(folder: Path) -> None:

@@ -113,7 +113,7 @@ def test_nothing_trips_on_a_healthy_fleet() -> None:
             seen(90.0).model_copy(update={"failure": "timed out"}),
             "shelf is lost: silent for 11 s (timed out)",
         ),
-        (seen(runner=False), "shelf is lost: its runner is gone"),
+        (seen(runner=False), "shelf is lost: its runner does not answer"),
         (seen(broken="attic: silent for 3 s"), "the ring is broken (attic: silent for 3 s)"),
         (
             seen().model_copy(update={"slow_for": 3, "slowdown": 2.5}),
@@ -124,6 +124,12 @@ def test_nothing_trips_on_a_healthy_fleet() -> None:
 )
 def test_what_trips_says_so(host: HostState, text: str) -> None:
     assert [alarm.text for alarm in alarms(state(shelf=host), RUNNING, POLICY, 101.0)] == [text]
+
+
+def test_an_entry_that_serves_nothing_trips() -> None:
+    assert [alarm.text for alarm in alarms(state(desk=seen(serving=None)), RUNNING, POLICY, 101.0)] == [
+        "desk serves no epoch"
+    ]
 
 
 def test_one_slow_reading_is_forgiven() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deployments import Deployment, deployment
 
 from edgesplit.broadcast.push import look, push, settled
+from edgesplit.broadcast.remote import ask
 from edgesplit.broadcast.transition import Phase, Step
 from edgesplit.cli.render import Quiet
-from edgesplit.errors import DeployError, HostError, MovedError
+from edgesplit.errors import DeployError, HostError, MovedError, Unreachable
 from edgesplit.hosts import commands
+from edgesplit.hosts.host import Host
 from edgesplit.split import split_from_placement
 
 pytestmark = pytest.mark.fleet
@@ -75,6 +78,24 @@ def test_a_move_that_fails_leaves_the_old_epoch_serving(tmp_path: Path) -> None:
         assert scene.running is not None
         assert scene.running.epoch == 1
         assert settled(scene, split_from_placement(FIRST))
+
+
+def test_a_commit_whose_answer_is_lost_is_asked_for_not_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = []
+
+    def deaf(host: Host, *rest: Any) -> dict[str, Any]:
+        answer = ask(host, *rest)
+        if b'\\"verb\\": \\"commit\\"' in rest[3] and host.name == "desk" and not lost:
+            lost.append(host.name)
+            raise Unreachable(host.name, "no answer")
+        return answer
+
+    with deployment(tmp_path) as made:
+        made.push(*FIRST)
+        monkeypatch.setattr("edgesplit.broadcast.push.ask", deaf)
+        assert made.push(*SECOND).epoch == 2
+        assert lost == ["desk"]
+        assert settled(look(made.cargo, made.hosts), split_from_placement(SECOND))
 
 
 def test_a_locked_host_is_left_alone_and_says_who_holds_it(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from ctypes import addressof, c_char
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -37,12 +39,13 @@ def raw(message: Message) -> bytes:
 def decode(data: bytes, cuts: Sequence[int] = (), limit: int = LIMIT) -> Iterator[Message]:
     """Feed `data` in pieces that end at the cuts, as a socket would."""
     decoder, edges = Decoder(limit), sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    for start, end in zip(edges, edges[1:], strict=False):
-        while start < end:
+    for start, end in pairwise(edges):
+        at = start
+        while at < end:
             place = decoder.buffer()
-            count = min(len(place), end - start)
-            place[:count] = data[start : start + count]
-            start += count
+            count = min(len(place), end - at)
+            place[:count] = data[at : at + count]
+            at += count
             message = decoder.advance(count)
             if message is not None:
                 yield message
@@ -109,9 +112,9 @@ def test_tensor_bytes_begin_where_a_processor_likes_them(tensors: tuple[Tensor |
     (message,) = decode(raw(Message(Kind.WORK, 1, tensors=tensors)), limit=len(body))
     for got in message.tensors:
         if got is not None and got.data:
-            whole = memoryview(got.data).obj
-            assert isinstance(whole, bytearray)
-            assert any(whole[at : at + len(got.data)] == got.data for at in range(0, len(whole), ALIGN))
+            view = memoryview(got.data)
+            start, body_start = addressof(c_char.from_buffer(view)), addressof(c_char.from_buffer(view.obj))
+            assert (start - body_start) % ALIGN == 0
 
 
 def test_tensor_bytes_are_not_copied_on_either_end() -> None:

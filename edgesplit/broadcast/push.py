@@ -89,12 +89,21 @@ def settled(scene: Scene, target: Split) -> bool:
     return all(running.epoch in (scene.presences[host].epochs or ()) for host in running.hosts)
 
 
+@dataclass(frozen=True)
+class Pushed:
+    """What serves now, and what went wrong after the moment of change: `warnings` name hosts and reasons."""
+
+    split: Split
+    warnings: tuple[str, ...] = ()
+
+
 def push(
     cargo: Cargo, target: Split, hosts: Mapping[str, Host], scene: Scene, progress: Progress, *, reason: str
-) -> Split:
-    """Bring `target` up as the next epoch; returns it with its epoch set.
+) -> Pushed:
+    """Bring `target` up as the next epoch.
 
-    On any failure before the entry commits, every host is put back as it was and DeployError tells why.
+    On any failure before the entry commits, every host is put back as it was and DeployError tells why. After it the
+    new epoch serves, and a host that fails to confirm or to clear up is a warning.
     """
     target = target.at(scene.next_epoch)
     absent = [host for host in target.hosts if host not in hosts]
@@ -106,14 +115,17 @@ def push(
         for phase, group in groupby(steps, key=lambda step: step.phase):
             act.carry_out(phase, list(group))
     except BaseException as error:
-        if act.committed:
-            raise DeployError(f"epoch {target.epoch} serves, but clearing up after it failed: {error}") from error
         with contextlib.suppress(EdgesplitError):
-            act.undo()
+            act.let_go() if act.committed or act.unknown else act.undo()
+        if act.unknown:
+            hint = "edgesplit status tells what serves; then deploy again"
+            raise DeployError(
+                f"{target.entry} did not say whether epoch {target.epoch} serves: {error}", hint
+            ) from error
         if isinstance(error, EdgesplitError) and not isinstance(error, MovedError | DeployError):
             raise DeployError(f"{error.message}\nthe hosts are as they were", error.hint) from error
         raise
-    return target
+    return Pushed(target, tuple(act.warnings))
 
 
 @dataclass
@@ -127,6 +139,8 @@ class _Act:
     progress: Progress
     reason: str
     committed: bool = False
+    unknown: bool = False  # the entry was told to commit, and neither confirms nor denies
+    warnings: list[str] = field(default_factory=list)
     locked: set[str] = field(default_factory=set)
     started: set[str] = field(default_factory=set)
     prepared: bool = False
@@ -144,8 +158,8 @@ class _Act:
             Phase.SHIP: self._ship,
             Phase.START: self._start,
             Phase.PREPARE: self._prepare,
-            Phase.LINK: lambda host, _: self._say(host, "link", LINK_SECONDS + 10, timeout=LINK_SECONDS),
-            Phase.TRIAL: lambda host, _: self._say(host, "trial", TRIAL_SECONDS + 10, timeout=TRIAL_SECONDS),
+            Phase.LINK: lambda host, _: self._say(host, "link", LINK_SECONDS + 5, timeout=LINK_SECONDS),
+            Phase.TRIAL: lambda host, _: self._say(host, "trial", TRIAL_SECONDS + 5, timeout=TRIAL_SECONDS),
             Phase.COMMIT: self._commit,
             Phase.CONFIRM: lambda host, _: self._say(host, "commit", 30),
             Phase.RETIRE: self._retire,
@@ -162,7 +176,12 @@ class _Act:
                 handlers[phase](host, step)
                 self.progress.end(step)
 
-        each({name: self.hosts[name] for name in by_host}, act)
+        involved = {name: self.hosts[name] for name in by_host}
+        if not self.committed:
+            each(involved, act)
+            return
+        _, errors = survey(involved, act)
+        self.warnings.extend(error.message for error in errors.values())
 
     # --- steps ---
 
@@ -200,6 +219,7 @@ class _Act:
         spec, folder = self.cargo.inventory.hosts[host.name], self._folder(host)
         arguments = ["--host", host.name, "--deployment", self.cargo.name, "--threads", str(spec.cores or 0)]
         self.started.add(host.name)
+        self._stop(host)  # one that is there but does not answer
         host.run(commands.start_runner(spec.interpreter, folder, self.cargo.archive.name, arguments))
         try:
             status(host, spec, folder, self.cargo.archive.name, wait=START_SECONDS)
@@ -212,7 +232,15 @@ class _Act:
         self._say(host, "prepare", LOAD_SECONDS, manifest=manifest.to_dict())
 
     def _commit(self, host: Host, _: Step) -> None:
-        self._say(host, "commit", 30)
+        """The moment of change. An answer that is lost on the way is asked for again before anything is undone."""
+        try:
+            self._say(host, "commit", 30)
+        except (HostError, NotServing):
+            self.unknown = True
+            state = status(host, self.cargo.inventory.hosts[host.name], self._folder(host), self.cargo.archive.name)
+            self.unknown = False
+            if state["serving"] != self.target.epoch:
+                raise
         self.committed = True
 
     def _retire(self, host: Host, step: Step) -> None:
@@ -266,6 +294,10 @@ class _Act:
         return self.cargo.folder(host.name)
 
     # --- back ---
+
+    def let_go(self) -> None:
+        """Give the locks back and change nothing else."""
+        survey({name: self.hosts[name] for name in self.locked}, self._unlock)
 
     def undo(self) -> None:
         """Put every host back as it was found; goes on past hosts that fail. Raises FleetError in the end."""

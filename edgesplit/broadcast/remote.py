@@ -17,6 +17,8 @@ from edgesplit.inventory import HostSpec
 from edgesplit.runner.manifest import Manifest, ManifestError, parse
 
 _STATUS = b'{"verb": "status"}'
+STATUS_SECONDS = 5.0  # a runner answers in milliseconds; one that is frozen never does
+SLACK = 20.0  # seconds an answer may spend on its way
 
 
 class NotServing(EdgesplitError):
@@ -24,15 +26,15 @@ class NotServing(EdgesplitError):
 
 
 def ask(host: Host, spec: HostSpec, folder: str, archive: str, request: bytes, seconds: float) -> dict[str, Any]:
-    """One control message to the runner. Raises HostError with the runner's own words, NotServing."""
-    text = host.run(commands.control(spec.interpreter, folder, archive), stdin=request, timeout=seconds)
-    return _answer(host, text)
+    """One control message to the runner, which gets `seconds`. Raises HostError with its own words, NotServing."""
+    command = commands.control(spec.interpreter, folder, archive, seconds)
+    return _answer(host, host.run(command, stdin=request, timeout=seconds + SLACK))
 
 
 def status(host: Host, spec: HostSpec, folder: str, archive: str, wait: int = 0) -> dict[str, Any]:
     """The runner's report; `wait`: seconds it is given to come up. Raises NotServing, HostError."""
-    command = commands.control(spec.interpreter, folder, archive, wait)
-    return _answer(host, host.run(command, stdin=_STATUS, timeout=wait + 30))
+    command = commands.control(spec.interpreter, folder, archive, STATUS_SECONDS, wait)
+    return _answer(host, host.run(command, stdin=_STATUS, timeout=wait + STATUS_SECONDS + SLACK))
 
 
 def _answer(host: Host, text: str) -> dict[str, Any]:

@@ -34,8 +34,8 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True)
 class Presence:
-    """What a host has of this deployment: `objects` are content hashes, `epochs` what its runner holds (None: no
-    runner answers)."""
+    """What a host has of this deployment. `objects`: the files in its folder, by path; weights and side files are named
+    by content. `epochs`: what its runner holds, None when no runner answers."""
 
     folder: bool
     objects: frozenset[str]
@@ -45,7 +45,7 @@ class Presence:
 
 @dataclass(frozen=True)
 class Need:
-    """What a host must have: content hash -> bytes."""
+    """What a host must have: path below its folder -> bytes."""
 
     objects: Mapping[str, int]
 

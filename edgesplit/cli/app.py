@@ -3,44 +3,61 @@
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from edgesplit.cli import deploy, down, generate, plan, profile, status, unlock, watch
 from edgesplit.errors import EdgesplitError
 
 
 class _Group(TyperGroup):
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _told():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _told():
             return super().invoke(ctx)
-        except EdgesplitError as error:
-            _say("error", error.message)
-            if error.hint:
-                _say("hint", error.hint)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            _say("error", "interrupted")
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            sys.stderr.close()
-            raise typer.Exit(0) from None
-        except (typer.Exit, typer.Abort):
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Whatever goes wrong in here is told in one form, and becomes an exit code."""
+    try:
+        yield
+    except EdgesplitError as error:
+        _end(error.message, error.hint, error.exit_code)
+    except TyperException as error:  # a verb, option or argument that does not exist, or has no such value
+        if not error.message:  # no arguments at all: the help was shown instead
             raise
-        except Exception as error:  # the CLI's top handler
-            if os.environ.get("EDGESPLIT_DEBUG") or type(error).__module__.startswith(("click", "typer")):
-                raise
-            _say("error", f"{type(error).__name__}: {error}")
-            _say("hint", "this is an error in edgesplit; EDGESPLIT_DEBUG=1 shows where")
-            raise typer.Exit(1) from None
+        where = getattr(getattr(error, "ctx", None), "command_path", "edgesplit")
+        _end(error.format_message(), f"{where} --help", error.exit_code)
+    except KeyboardInterrupt:
+        _end("interrupted", "", 130)
+    except (typer.Exit, typer.Abort, BrokenPipeError):  # typer ends the process quietly
+        raise
+    except Exception as error:  # the CLI's top handler
+        if os.environ.get("EDGESPLIT_DEBUG"):
+            raise
+        _end(f"{type(error).__name__}: {error}", "this is an error in edgesplit; EDGESPLIT_DEBUG=1 shows where", 1)
+
+
+def _end(error: str, hint: str, code: int) -> None:
+    _say("error", error)
+    if hint:
+        _say("hint", hint)
+    raise typer.Exit(code) from None
 
 
 def _say(kind: str, text: str) -> None:
     style = {"error": typer.colors.RED, "hint": typer.colors.CYAN}[kind]
-    mark = typer.style(f"{kind}:", fg=style, bold=True)
+    plain = bool(os.environ.get("NO_COLOR"))
+    mark = f"{kind}:" if plain else typer.style(f"{kind}:", fg=style, bold=True)
     lines = text.splitlines() or [""]
     typer.echo("\n".join([f"{mark} {lines[0]}", *(f"{'':{len(kind) + 2}}{line}" for line in lines[1:])]), err=True)
 

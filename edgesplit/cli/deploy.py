@@ -36,7 +36,7 @@ def run(
         scene = look(cargo, hosts)
         if settled(scene, target):
             _report(as_json, {"changed": False, "epoch": scene.running.epoch if scene.running else 0})
-            talk.print(f"nothing to do: {space.plan.name} serves this very split", highlight=False)
+            talk.print(f"nothing to do: {space.plan.name} serves this very split")
             return
         steps = transition(scene.running, target.at(scene.next_epoch), scene.presences, cargo.needs(target))
         _announce(steps)
@@ -47,15 +47,26 @@ def run(
             raise typer.Abort
         start = time.monotonic()
         with bars() as progress:
-            running = push(cargo, target, hosts, scene, progress, reason="deploy")
+            pushed = push(cargo, target, hosts, scene, progress, reason="deploy")
     seconds = time.monotonic() - start
-    _report(as_json, {"changed": True, "epoch": running.epoch, "seconds": seconds, "steps": [str(s) for s in steps]})
-    service = space.plan.api
-    talk.print(
-        f"epoch {running.epoch} serves after {seconds:.1f} s: http://{service.address}:{service.port}/v1 "
-        f"on {space.plan.entry}; try: edgesplit generate {plan} 'Hello'",
-        highlight=False,
+    _report(
+        as_json,
+        {
+            "changed": True,
+            "epoch": pushed.split.epoch,
+            "seconds": seconds,
+            "steps": [str(s) for s in steps],
+            "warnings": list(pushed.warnings),
+        },
     )
+    for warning in pushed.warnings:
+        talk.print(f"warning: {warning}", style="yellow")
+    service = space.plan.api
+    address = f"http://{service.address}:{service.port}/v1"
+    talk.print(
+        f"epoch {pushed.split.epoch} serves after {seconds:.1f} s: {address} on {space.plan.entry}", soft_wrap=True
+    )
+    talk.print(f"next: edgesplit generate {plan} 'Hello'", soft_wrap=True)
 
 
 def _announce(steps: tuple[Step, ...]) -> None:
@@ -63,12 +74,12 @@ def _announce(steps: tuple[Step, ...]) -> None:
     from edgesplit.cli.render import talk
     from edgesplit.units import format_size
 
-    talk.print("This will:", highlight=False)
+    talk.print("This will:")
     for step in steps:
         if step.phase not in (Phase.LOCK, Phase.UNLOCK):
-            talk.print(f"  {step}", highlight=False)
+            talk.print(f"  {step}")
     total = sum(step.size for step in steps)
-    talk.print(f"{format_size(total)} to send." if total else "Nothing to send.", highlight=False)
+    talk.print(f"{format_size(total)} to send." if total else "Nothing to send.")
 
 
 def _report(as_json: bool, data: dict[str, object]) -> None:

@@ -25,6 +25,6 @@ def run(plan: Plan, inventory: Inventory = None, yes: Yes = False, as_json: Json
     if as_json:
         print_json({"removed": found, "errors": {host: error.message for host, error in errors.items()}})
     for host, there in found.items():
-        talk.print(f"{host}: {'removed' if there else 'nothing was there'}", highlight=False)
+        talk.print(f"{host}: {'removed' if there else 'nothing was there'}")
     if errors:
         raise FleetError(list(errors.values()))

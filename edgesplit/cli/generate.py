@@ -11,6 +11,7 @@ from edgesplit.cli.options import Inventory, Json, Plan
 
 if TYPE_CHECKING:
     from edgesplit.cli.workspace import Workspace
+    from edgesplit.errors import ServingError
 
 
 def run(
@@ -60,7 +61,7 @@ def run(
     if same is False:
         raise ServingError("the split model's tokens differ from the unsplit model's", "please report this")
     if same:
-        talk.print(f"checked: all {len(tokens)} tokens equal those of the unsplit model", highlight=False)
+        talk.print(f"checked: all {len(tokens)} tokens equal those of the unsplit model")
 
 
 def _stream(host: Any, space: Workspace, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -70,25 +71,52 @@ def _stream(host: Any, space: Workspace, path: str, body: dict[str, Any]) -> Ite
 
     from edgesplit.errors import HostError, ServingError
 
-    api = space.plan.api
+    api, entry = space.plan.api, space.plan.entry
     connection = http.client.HTTPConnection(api.address, api.port, timeout=600)
     try:
         connection.sock = host.dial(api.address, api.port)
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         if response.status != 200:
-            message = json.loads(response.read())["error"]["message"]
-            raise ServingError(f"{space.plan.entry} answers {response.status}: {message}")
+            raise _refused(space, response.status, response.read())
         for line in response:
             data = line.decode().removeprefix("data: ").strip()
             if data and data != "[DONE]":
                 yield json.loads(data)["choices"][0]
     except HostError as error:
-        raise ServingError(f"no API: {error.message}", f"edgesplit deploy {space.plan_file}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ServingError(f"the API of {space.plan.entry} broke off: {error!r}") from error
+        hint = "\n".join(filter(None, [error.hint, f"if it is not deployed: edgesplit deploy {space.plan_file}"]))
+        raise ServingError(f"no API: {error.message}", hint) from error
+    except (OSError, http.client.HTTPException) as error:
+        hint = f"edgesplit status {space.plan_file} says why"
+        raise ServingError(f"the API of {entry} broke off: {error or type(error).__name__}", hint) from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise _stranger(space) from error
     finally:
         connection.close()
+
+
+def _refused(space: Workspace, status: int, answer: bytes) -> ServingError:
+    import json
+
+    from edgesplit.errors import ServingError
+
+    try:
+        message = json.loads(answer)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        return _stranger(space)
+    hint = f"edgesplit status {space.plan_file} says more"
+    if status == 400:
+        hint = "change the request; or the plan's workload, then profile, plan and deploy again"
+    if status == 429:
+        hint = "wait, or raise workload.concurrency in the plan, then profile, plan and deploy again"
+    return ServingError(f"{space.plan.entry} answers {status}: {message}", hint)
+
+
+def _stranger(space: Workspace) -> ServingError:
+    from edgesplit.errors import ServingError
+
+    place = f"{space.plan.api.address}:{space.plan.api.port} of {space.plan.entry}"
+    return ServingError(f"what listens on {place} is not the API of edgesplit", "set `api.port` to a port of its own")
 
 
 def _unsplit(space: Workspace, prompt: list[int], count: int) -> list[int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edgesplit.cli.options import Inventory, Json, Plan
 
 if TYPE_CHECKING:
+    from edgesplit.revision.cost import Costs
     from edgesplit.revision.problem import Problem
     from edgesplit.revision.solver import Solution
 
@@ -27,15 +28,36 @@ def run(plan: Plan, inventory: Inventory = None, as_json: Json = False) -> None:
         print_json({**solution.model_dump(mode="json"), "split": split.model_dump(mode="json")})
         return
     _show(solution, problem)
-    out.print(f"\nsaved to {path}; next: edgesplit deploy {plan}", highlight=False)
+    out.print(f"\nsaved to {path}", soft_wrap=True)
+    out.print(f"next: edgesplit deploy {plan}", soft_wrap=True)
 
 
 def _show(solution: Solution, problem: Problem) -> None:
-    from edgesplit.cli.render import out, table
+    from edgesplit.cli.render import out
     from edgesplit.revision.explain import summarise
-    from edgesplit.units import format_size, format_time
+    from edgesplit.units import format_time
 
     costs = solution.costs
+    _stages(costs, problem)
+    out.print()
+    _hosts(costs, problem)
+    out.print()
+    out.print(
+        f"predicted: time to first token {format_time(costs.time_to_first_token_seconds)}, "
+        f"time per token {format_time(costs.time_per_token_seconds)}"
+    )
+    out.print(
+        f"Phi {costs.phi:.4g}: latency {format_time(costs.latency_seconds)}, utilization {costs.utilization:.2f}, "
+        f"privacy {costs.privacy:.2f}; {solution.status.lower()}, gap {solution.gap:.2%}"
+    )
+    for sentence in summarise(solution, problem):
+        out.print(f"- {sentence}")
+
+
+def _stages(costs: Costs, problem: Problem) -> None:
+    from edgesplit.cli.render import show
+    from edgesplit.units import format_time
+
     hops = dict(enumerate(costs.hops))
     rows = []
     for number, stage in enumerate(costs.stages):
@@ -52,24 +74,21 @@ def _show(solution: Solution, problem: Problem) -> None:
                 format_time(hop.chunk_seconds) if hop else "",
             ]
         )
-    columns = ["stage", "host", "blocks", "trusted", "token", "hop", "prompt chunk", "hop "]
-    out.print(table("Split", columns, rows, {"stage", "token", "hop", "prompt chunk", "hop "}))
-    memory = [
+    columns = [">#", "host", "blocks", "trusted", ">token", ">hop", ">chunk", ">hop"]
+    note = "Seconds per token and per chunk of the prompt: of the stage, and of the hop to the next one."
+    show("Split", columns, rows, note)
+
+
+def _hosts(costs: Costs, problem: Problem) -> None:
+    """Without a rate there is no load, only the busy time of a host against that of the fastest alone."""
+    from edgesplit.cli.render import show
+    from edgesplit.units import format_size
+
+    rows = [
         [host.host, format_size(host.memory_bytes), format_size(host.budget_bytes), f"{host.load:.0%}"]
         for host in costs.hosts
     ]
-    out.print()
-    out.print(table("Memory and load", ["host", "memory", "allowed", "load"], memory, {"memory", "allowed", "load"}))
-    out.print()
-    out.print(
-        f"time to first token {format_time(costs.time_to_first_token_seconds)}, "
-        f"time per token {format_time(costs.time_per_token_seconds)} (predicted)",
-        highlight=False,
-    )
-    out.print(
-        f"Phi {costs.phi:.4g}: latency {format_time(costs.latency_seconds)}, utilization {costs.utilization:.2f}, "
-        f"privacy {costs.privacy:.2f}; {solution.status.lower()}, gap {solution.gap:.2%}",
-        highlight=False,
-    )
-    for sentence in summarise(solution, problem):
-        out.print(f"- {sentence}", highlight=False)
+    if problem.workload.rate > 0:
+        show("Hosts", ["host", ">memory", ">allowed", ">load"], rows)
+    else:
+        show("Hosts", ["host", ">memory", ">allowed"], [row[:3] for row in rows])

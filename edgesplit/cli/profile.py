@@ -16,7 +16,7 @@ def run(plan: Plan, inventory: Inventory = None, as_json: Json = False) -> None:
 
     from edgesplit.cli.render import out, print_json, talk
     from edgesplit.cli.workspace import Workspace
-    from edgesplit.errors import EdgesplitError, FleetError, Unreachable
+    from edgesplit.errors import FleetError, HostError
     from edgesplit.hosts.fanout import connect
     from edgesplit.profiling.collect import profile
 
@@ -27,46 +27,53 @@ def run(plan: Plan, inventory: Inventory = None, as_json: Json = False) -> None:
         fleet = profile(
             hosts, space.plan, space.inventory, checkpoint, time.time(), lambda what: status.update(f"measured {what}")
         )
+    check = f"check `ssh`, `python` and `work` in {space.inventory_file}"
     if not fleet.hosts:
-        raise FleetError([Unreachable(name, problem) for name, problem in fleet.problems.items()])
+        raise FleetError([HostError(name, problem, check) for name, problem in fleet.problems.items()])
     path = space.save("profile.json", fleet)
     if as_json:
         print_json(fleet.model_dump(mode="json"))
     else:
         _show(fleet)
-        out.print(f"\nsaved to {path}", highlight=False)
-    if space.plan.entry in fleet.problems:
-        raise EdgesplitError(
-            f"the entry host cannot be used: {space.plan.entry}: {fleet.problems[space.plan.entry]}",
-            "nothing can be planned without it",
-        )
+        out.print(f"\nsaved to {path}", soft_wrap=True)
+    entry = space.plan.entry
+    if entry in fleet.problems:
+        raise HostError(entry, f"nothing can be planned without the entry: {fleet.problems[entry]}", check)
+    if not as_json:
+        out.print(f"next: edgesplit plan {plan}", soft_wrap=True)
 
 
 def _show(fleet: Fleet) -> None:
-    from edgesplit.cli.render import out, table
+    from edgesplit.cli.render import out, show
     from edgesplit.units import format_rate, format_size, format_time
 
     rows = [
         [
             name,
             f"{host.cores:g}",
-            f"{format_size(host.memory_available)} of {format_size(host.memory_total)}",
+            format_size(host.memory_available),
             f"{host.load:.2f}",
             host.device,
-            f"torch {host.packages.get('torch', '?')}",
+            host.packages.get("torch", "?"),
             format_time(host.times.decode_layer),
             format_time(host.times.prefill_layer),
         ]
         for name, host in fleet.hosts.items()
     ]
-    rows += [[name, "", "", "", "", problem, "", ""] for name, problem in fleet.problems.items()]
-    numbers = {"cores", "load", "decode/layer", "prefill/layer"}
-    columns = ["host", "cores", "memory free", "load", "device", "software", "decode/layer", "prefill/layer"]
-    out.print(table("Hosts", columns, rows, numbers))
+    columns = ["host", ">cores", ">free", ">load", "device", "torch", ">token", ">chunk"]
+    note = (
+        "Memory that is free; the load of the last minute; seconds per layer, for a token and for a chunk of a prompt."
+    )
+    show("Hosts", columns, rows, note)
+    for name, problem in fleet.problems.items():
+        out.print(f"{name} cannot be used: {problem}")
     links = [
         [f"{source} -> {target}", format_time(link.rtt), format_rate(link.bandwidth)]
         for source, row in fleet.links.items()
         for target, link in row.items()
     ]
-    out.print()
-    out.print(table("Links", ["link", "round trip", "bandwidth"], links, {"round trip", "bandwidth"}))
+    if links:
+        out.print()
+        show("Links", ["link", ">round trip", ">bandwidth"], links)
+    elif len(fleet.hosts) > 1:
+        out.print("No host reaches another: is `data.address` right, and `data.port` open?")

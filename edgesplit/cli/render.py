@@ -9,28 +9,36 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from edgesplit.broadcast.transition import Phase, Step
 
-out = Console(soft_wrap=False)
-talk = Console(stderr=True)
+# What is printed is text as it is: a path may hold brackets and colons. soft_wrap=True where it must not be broken.
+out = Console(markup=False, emoji=False, highlight=False)
+talk = Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+WORD = 30  # a longer word is broken where the terminal is too narrow
 
 
 def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2))
 
 
-def table(title: str, columns: list[str], rows: list[list[str]], right: set[str] | None = None) -> Table:
-    """`right`: the columns of numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False, box=None)
-    for column in columns:
-        made.add_column(column, justify="right" if right and column in right else "left", overflow="fold")
+def show(title: str, columns: list[str], rows: list[list[str]], note: str = "") -> None:
+    """A table. A column of numbers is called ">name" and never broken; the others are broken between words."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False, box=None)
+    for place, column in enumerate(columns):
+        number = column.startswith(">")
+        whole = all(" " not in row[place] and len(row[place]) <= WORD for row in rows)
+        justify: JustifyMethod = "right" if number else "left"
+        table.add_column(column.removeprefix(">"), justify=justify, no_wrap=number or whole, overflow="fold")
     for row in rows:
-        made.add_row(*row)
-    return made
+        table.add_row(*row)
+    out.print(table)
+    if note:
+        out.print(note, style="dim")
 
 
 class Bars:
@@ -52,7 +60,7 @@ class Bars:
 
     def end(self, step: Step) -> None:
         if step.phase not in (Phase.LOCK, Phase.UNLOCK):
-            self._progress.console.print(f"  {step}", style="dim", highlight=False)
+            self._progress.console.print(f"  {step}", style="dim")
 
 
 @contextmanager

@@ -48,6 +48,8 @@ def run(plan: Plan, inventory: Inventory = None, as_json: Json = False) -> None:
         print_json(report)
     else:
         _show(report)
+    if space.plan.entry in errors:
+        raise errors[space.plan.entry]
     if not report["serving"]:
         hint = f"edgesplit deploy {plan}" if split is None else f"edgesplit watch {plan} mends it; or deploy again"
         raise ServingError(f"{name} does not serve" + (f": {broken}" if broken else ""), hint)
@@ -99,7 +101,7 @@ def _stages(
 
 
 def _show(report: dict[str, Any]) -> None:
-    from edgesplit.cli.render import out, table
+    from edgesplit.cli.render import out, show
     from edgesplit.units import format_size, format_time
 
     def seconds(value: float | None) -> str:
@@ -117,16 +119,16 @@ def _show(report: dict[str, Any]) -> None:
         ]
         for stage in report["stages"]
     ]
-    columns = ["stage", "host", "blocks", "state", "token measured", "predicted", "runner memory"]
-    title = f"{report['deployment']}, epoch {report['epoch']}"
-    out.print(table(title, columns, rows, {"stage", "token measured", "predicted", "runner memory"}))
+    columns = [">#", "host", "blocks", "state", ">measured", ">predicted", ">memory"]
+    note = "Seconds per token of the stage, measured and predicted; memory of its runner."
+    if rows:
+        show(f"{report['deployment']}, epoch {report['epoch']}", columns, rows, note)
     entry = report["entry"] or {}
     if entry:
         out.print(
             f"{entry['running']} running, {entry['waiting']} waiting, {entry['tokens']} tokens so far; "
             f"time per token {seconds(entry['time_per_token_s']) or 'not measured yet'} "
-            f"(predicted {seconds(report['predicted_time_per_token_s']) or '?'})",
-            highlight=False,
+            f"(predicted {seconds(report['predicted_time_per_token_s']) or '?'})"
         )
     for problem in report["unreachable"].values():
-        out.print(problem, highlight=False)
+        out.print(problem)

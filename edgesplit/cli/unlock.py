@@ -19,4 +19,4 @@ def run(plan: Plan, inventory: Inventory = None, yes: Yes = False) -> None:
         raise typer.Abort
     with connect(space.inventory) as hosts:
         for host, note in break_locks(space.plan.name, space.inventory, hosts).items():
-            talk.print(f"{host}: unlocked; it was held by {note}", highlight=False)
+            talk.print(f"{host}: unlocked; it was held by {note}")

@@ -42,7 +42,7 @@ def run(
         if running is None:
             raise ServingError(f"{space.plan.name} is not deployed", f"edgesplit deploy {plan}")
         watch = Watch(cargo, fleet, hosts, running, Quiet())
-        talk.print(f"watching epoch {running.epoch} of {space.plan.name}; Ctrl-C stops watching", highlight=False)
+        talk.print(f"watching epoch {running.epoch} of {space.plan.name}; Ctrl-C stops watching")
         try:
             while True:
                 start = time.monotonic()
@@ -52,7 +52,7 @@ def run(
                     return
                 time.sleep(max(0.0, space.plan.watch.interval - (time.monotonic() - start)))
         except KeyboardInterrupt:
-            talk.print(f"no longer watching; epoch {watch.running.epoch} goes on serving", highlight=False)
+            talk.print(f"no longer watching; epoch {watch.running.epoch} goes on serving")
 
 
 def _show(event: Event, as_json: bool) -> None:
@@ -66,4 +66,4 @@ def _show(event: Event, as_json: bool) -> None:
     if event.event == "reading":
         return
     clock = datetime.datetime.fromtimestamp(event.at).strftime("%H:%M:%S")
-    out.print(f"{clock}  epoch {event.epoch}  {event.event:6}  {event.text}", highlight=False)
+    out.print(f"{clock}  epoch {event.epoch}  {event.event:6}  {event.text}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.errors import InputError, MovedError
+from edgesplit.errors import EdgesplitError, InputError, MovedError
 from edgesplit.fleet import Fleet
 from edgesplit.inventory import Inventory, load_inventory
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint, resolve
@@ -39,7 +39,7 @@ class Workspace:
         if inventory_file is None:
             if plan.inventory is None:
                 raise InputError(f"{plan_file}: the plan names no inventory", "add `inventory:` or give -i FILE")
-            inventory_file = plan_file.parent / plan.inventory
+            inventory_file = plan_file.parent / Path(plan.inventory).expanduser()
         inventory = load_inventory(inventory_file)
         if plan.entry not in inventory.hosts:
             names = ", ".join(inventory.hosts)
@@ -74,21 +74,29 @@ class Workspace:
     # --- what verbs leave for each other ---
 
     def save(self, name: str, value: Value) -> Path:
+        """Raises EdgesplitError when the cache cannot be written."""
         path = self.cache / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(value.to_json())
-        part.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(value.to_json())
+            part.replace(path)
+        except OSError as error:
+            hint = "verbs leave each other notes in a folder beside the plan: put the plan where you may write"
+            raise EdgesplitError(f"{path} cannot be written: {error.strerror}", hint) from error
         return path
 
     def _load(self, name: str, kind: type[T], verb: str) -> T:
-        path = self.cache / name
+        path, hint = self.cache / name, f"edgesplit {verb} {self.plan_file}"
         try:
-            return kind.model_validate_json(path.read_text())
+            return kind.model_validate_json(path.read_bytes())
         except FileNotFoundError:
-            raise MovedError(f"no {path} yet", f"run: edgesplit {verb} {self.plan_file}") from None
-        except (OSError, ValueError) as error:
-            raise MovedError(f"{path} cannot be used: {error}", f"run: edgesplit {verb} {self.plan_file}") from error
+            done = {"profile": "the hosts were not measured yet", "plan": "no split was planned yet"}[verb]
+            raise MovedError(f"{done}: there is no {path}", hint) from None
+        except OSError as error:
+            raise MovedError(f"{path} cannot be read: {error.strerror}", hint) from error
+        except ValueError as error:
+            raise MovedError(f"{path} is damaged", hint) from error
 
     def fleet(self) -> Fleet:
         """The saved profile. Raises MovedError when it was measured for something else."""
@@ -96,7 +104,7 @@ class Workspace:
         if fleet.plan != measured_for(self.checkpoint, self.plan, self.inventory):
             raise MovedError(
                 "the profile was measured for another model, dtype, workload or number of cores",
-                f"run: edgesplit profile {self.plan_file}",
+                f"edgesplit profile {self.plan_file}",
             )
         return fleet
 
@@ -109,14 +117,19 @@ class Workspace:
         )
 
     def problem(self, fleet: Fleet) -> Problem:
-        return pose(self.checkpoint.chain, fleet, self.plan, self.inventory)
+        """Raises InputError for pins that make no sense, InfeasibleError when the entry cannot be used."""
+        try:
+            return pose(self.checkpoint.chain, fleet, self.plan, self.inventory)
+        except InputError as error:
+            hint = error.hint or "plans/example.yaml shows how pins are written"
+            raise InputError(f"{self.plan_file}: {error.message}", hint) from error
 
     def split(self) -> Split:
         """The saved split. Raises MovedError when anything it was computed from has changed since."""
-        split = self._load("split.json", Split, "plan")
         now = self.digests(self.fleet())
+        split = self._load("split.json", Split, "plan")
         changed = [name for name in Digests.model_fields if getattr(split.digests, name, None) != getattr(now, name)]
         if changed:
             raise MovedError(f"the {' and the '.join(changed)} changed since the split was computed",
-                             f"run: edgesplit plan {self.plan_file}")  # fmt: skip
+                             f"edgesplit plan {self.plan_file}")  # fmt: skip
         return split

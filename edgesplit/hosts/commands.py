@@ -153,12 +153,12 @@ def stop_runner(folder: str, host: str, deployment: str, seconds: int = 10) -> C
     )
 
 
-def control(python: str, folder: str, archive: str, wait: int = 0) -> Command:
+def control(python: str, folder: str, archive: str, timeout: float, wait: int = 0) -> Command:
     """Standard input is one control message (JSON); the runner's answer (JSON) is the output.
 
-    `wait`: seconds a runner that has just been started is given to come up.
+    `timeout`: seconds the runner may think; `wait`: seconds one that has just been started is given to come up.
     """
-    words = _words(archive, "control", *(["--wait", str(wait)] if wait else []))
+    words = _words(archive, "control", "--timeout", f"{timeout:g}", *(["--wait", str(wait)] if wait else []))
     return Command("control the runner", f"cd {path(folder)} && {path(python)} {words}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,18 +56,26 @@ def read_headers(folder: Path) -> dict[str, TensorAt]:
 
 def _indexed(folder: Path, index: Path) -> dict[str, TensorAt]:
     try:
-        files = {str(key): str(name) for key, name in json.loads(index.read_bytes())["weight_map"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        data = json.loads(index.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{index} is damaged: {_words(error)}", _AGAIN) from error
+    files = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise ModelError(f"{index} is damaged: it has no proper weight_map", _AGAIN)
     names = sorted(set(files.values()))
     outside = [name for name in names if "/" in name or "\\" in name or name.startswith(".")]
     if outside:
-        raise ModelError(f"{index} names a file outside its folder: {outside[0]}", "is this a checkpoint you trust?")
+        raise ModelError(f"{index} names files outside its folder: {some(outside)}", "is this a checkpoint you trust?")
     tensors = {tensor.key: tensor for name in names for tensor in read_header(folder / name)}
     absent = sorted(key for key in files if key not in tensors)
     if absent:
-        raise ModelError(f"{index} names {len(absent)} tensors that no file holds, first {absent[0]}", _COMPLETE)
+        raise ModelError(f"{index} names tensors that no file holds: {some(absent)}", _COMPLETE)
     return {key: tensors[key] for key in files}
+
+
+def some(names: Sequence[str]) -> str:
+    """The first, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def read_header(file: Path) -> list[TensorAt]:
@@ -88,17 +97,15 @@ def read_header(file: Path) -> list[TensorAt]:
         entries = [_entry(file, key, value, 8 + length) for key, value in header.items() if key != "__metadata__"]
     except FileNotFoundError:
         raise ModelError(f"{file} is named by the index but is not there", _COMPLETE) from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} is damaged: {_words(error)}", _AGAIN) from error
     _gapless(file, entries, 8 + length, size)
     return entries
 
 
 def _words(error: Exception) -> str:
-    """An OSError without its number and path, a KeyError as more than a bare key."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return f"{type(error).__name__}: {error}" if isinstance(error, LookupError | TypeError) else str(error)
+    """An OSError without its number and path."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _entry(file: Path, key: str, value: Any, base: int) -> TensorAt:

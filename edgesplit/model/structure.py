@@ -26,7 +26,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from edgesplit.errors import ModelError
 from edgesplit.model.blocks import COMMON, EMBEDDING, HEAD, Block, Chain
-from edgesplit.model.headers import ELEMENT, TensorAt
+from edgesplit.model.headers import ELEMENT, TensorAt, some
 from edgesplit.runner.anatomy import Anatomy, AnatomyError, examine, read_config, skeleton
 from edgesplit.runner.stage import DTYPES
 
@@ -85,6 +85,10 @@ def _translated(folder: Path, act: str) -> Iterator[None]:
     except AnatomyError as error:
         raise ModelError(f"{folder} cannot be split: {error}", "a decoder-only language model is needed") from error
     except _FOREIGN as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{folder} brings its own code, which is never run", "transformers itself must know the model"
+            ) from error
         hint = f"is config.json undamaged, and of a model that transformers {transformers.__version__} knows?"
         raise ModelError(f"{folder}: transformers cannot {act} this model: {_first(error)}", hint) from error
 
@@ -179,7 +183,7 @@ def _check_complete(folder: Path, anatomy: Anatomy, found: Collection[int], miss
             what = f"layer {number - 1}" if number else "token embedding"
             raise ModelError(f"{folder} holds no weights of its {what} (of {anatomy.count} layers)", hint)
     if missing:
-        raise ModelError(f"{folder} lacks {len(missing)} weights of the model, first {min(missing)}", hint)
+        raise ModelError(f"{folder} lacks weights of the model: {some(sorted(missing))}", hint)
 
 
 # --- sizes ---

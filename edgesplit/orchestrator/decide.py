@@ -68,17 +68,19 @@ def alarms(state: State, running: Split, policy: WatchPolicy, now: float) -> tup
 
 def _host_alarms(state: State, running: Split, host: str, policy: WatchPolicy, now: float) -> list[Alarm]:
     seen = state.host(host)
-    if seen.seen is None or now - seen.seen > policy.host_timeout:
+    if seen.silent(now, policy.host_timeout):
         silent = "never answered" if seen.seen is None else f"silent for {format_time(now - seen.seen)}"
         return [Alarm(kind="lost", host=host, text=f"{host} is lost: {silent} ({seen.failure or 'no answer'})")]
     reading = seen.reading
     if reading is None:
         return []
     if not reading.runner:
-        return [Alarm(kind="lost", host=host, text=f"{host} is lost: its runner is gone")]
+        return [Alarm(kind="lost", host=host, text=f"{host} is lost: its runner does not answer")]
     found = []
-    if reading.serving is not None and reading.broken and reading.serving == running.epoch:
+    if reading.broken and reading.serving == running.epoch:
         found.append(Alarm(kind="broken", host=host, text=f"the ring is broken ({reading.broken})"))
+    if reading.serving is None and host == running.entry:
+        found.append(Alarm(kind="broken", host=host, text=f"{host} serves no epoch"))
     if seen.slow_for >= policy.patience:
         text = f"{host} computes {seen.slowdown:.1f} x slower than profiled (threshold {policy.slowdown:g})"
         found.append(Alarm(kind="slow", host=host, text=text))

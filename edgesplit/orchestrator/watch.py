@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.broadcast.push import Progress, look, push
+from edgesplit.broadcast.push import Progress, look, push, served
 from edgesplit.errors import EdgesplitError, HostError, InfeasibleError, ServingError
 from edgesplit.fleet import Fleet
 from edgesplit.hosts.host import Host
@@ -60,10 +60,7 @@ class Watch:
         readings = self._measure()
         now = self.clock()
         yield self._event("reading", _summary(readings), readings=readings)
-        entry = readings[self.running.entry]
-        if isinstance(entry, Reading) and not entry.deployed:
-            name = self.cargo.plan.name
-            raise ServingError(f"{name} was taken down", "nothing is left to watch")
+        self._follow(readings[self.running.entry])
         policy = self.cargo.plan.watch
         tripped = alarms(self.state, self.running, policy, now)
         if not tripped:
@@ -77,6 +74,16 @@ class Watch:
         yield self._event("move", f"{decision.action}: {decision.because}", decision=decision, split=decision.target)
         if not dry_run:
             yield self._broadcast(decision.target, decision)
+
+    def _follow(self, entry: Reading | str) -> None:
+        """Somebody else may have deployed another epoch, or taken everything down. Raises ServingError."""
+        if isinstance(entry, str):
+            return
+        name, host = self.cargo.plan.name, self.running.entry
+        if not entry.deployed:
+            raise ServingError(f"{name} was taken down", "nothing is left to watch")
+        if entry.serving is not None and entry.serving != self.running.epoch:
+            self.running = served(self.hosts[host], self.cargo.folder(host)) or self.running
 
     # 1 Monitoring & Capacity Profiling
 
@@ -136,12 +143,13 @@ class Watch:
         }
         try:
             scene = look(self.cargo, reachable)
-            self.running = push(self.cargo, target, reachable, scene, self.progress, reason=f"watch: {decision.action}")
+            pushed = push(self.cargo, target, reachable, scene, self.progress, reason=f"watch: {decision.action}")
         except EdgesplitError as error:
             return self._event("failed", error.message, decision=decision, split=target)
+        self.running = pushed.split
         self.state = self.state.model_copy(update={"last_move": self.clock(), "hosts": _rested(self.state)})
         took = self.clock() - start
-        text = f"epoch {self.running.epoch} serves after {took:.1f} s"
+        text = "; ".join([f"epoch {self.running.epoch} serves after {took:.1f} s", *pushed.warnings])
         return self._event("moved", text, decision=decision, split=self.running, seconds=took)
 
     def _event(self, kind: Literal["reading", "keep", "move", "moved", "failed"], text: str, **more: object) -> Event:

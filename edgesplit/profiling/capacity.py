@@ -29,6 +29,10 @@ class HostState(Value):
     slow_for: int = 0  # consecutive readings with a slowdown over the policy's threshold
     short_for: int = 0  # the same for memory
 
+    def silent(self, now: float, timeout: float) -> bool:
+        """Has it failed to answer for longer than `timeout`? One that answered the last time has not."""
+        return self.seen is None or (self.failure != "" and now - self.seen > timeout)
+
 
 class State(Value):
     """All hosts, and the service as the entry measured it. `late_for`: consecutive readings over the service level."""
@@ -140,7 +144,7 @@ def current(fleet: Fleet, state: State, now: float, timeout: float) -> Fleet:
     """The profile with what has been seen since: slower hosts; without those set aside or silent for `timeout`."""
     gone = {name: "set aside after a failure" for name, until in state.aside.items() if until > now}
     for name, host in state.hosts.items():
-        if host.seen is None or now - host.seen > timeout:
+        if host.silent(now, timeout):
             gone[name] = host.failure or "does not answer"
     slow = {name: state.host(name).slowdown for name in fleet.hosts if name in state.hosts}
     return fleet.without(*gone).model_copy(update={"slowdown": slow, "problems": {**fleet.problems, **gone}})

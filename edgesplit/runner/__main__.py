@@ -36,13 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--device", default="")
     control = verbs.add_parser("control")
     control.add_argument("--wait", type=float, default=0.0)
+    control.add_argument("--timeout", type=float, required=True)
     for name in ("measure", "probe", "listen", "call"):
         verbs.add_parser(name).add_argument("arguments", type=json.loads, nargs="?", default={})
     options = parser.parse_args(arguments)
     if options.verb == "serve":
         return _serve(options)
     if options.verb == "control":
-        return _control(options.wait)
+        return _control(options.wait, options.timeout)
     print(json.dumps(_measurement(options.verb)(options.arguments)))
     return 0
 
@@ -57,14 +58,14 @@ def _measurement(verb: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return {"probe": probe.probe, "listen": probe.listen, "call": probe.call}[verb]
 
 
-def _control(wait: float) -> int:
+def _control(wait: float, timeout: float) -> int:
     from .control import ask
 
     folder, request = Path.cwd(), sys.stdin.buffer.read()
     deadline = time.monotonic() + wait
     while True:
         try:
-            sys.stdout.buffer.write(ask(folder, request, timeout=600))
+            sys.stdout.buffer.write(ask(folder, request, timeout))
             return 0
         except OSError as error:
             if time.monotonic() > deadline or not _alive(folder):

@@ -16,6 +16,7 @@ from typing import Any
 
 from .control import ask
 
+RUNNER_SECONDS = 3.0  # a runner answers in milliseconds; one that is frozen never does
 ECHOES = 20  # round trips timed per link
 BURST = 0.3  # seconds a bandwidth burst lasts after its warm-up; 0.2 s came within 2.5 % on shaped links
 PIECE = 2**18  # bytes per read or write
@@ -42,7 +43,7 @@ def probe(arguments: dict[str, Any]) -> dict[str, Any]:
     if "folder" in arguments:
         folder = Path(os.path.expanduser(arguments["folder"]))
         try:
-            answer = json.loads(ask(folder, b'{"verb": "status"}', timeout=5))
+            answer = json.loads(ask(folder, b'{"verb": "status"}', timeout=RUNNER_SECONDS))
             reading["runner"] = answer.get("ok")
             allowed = (reading["runner"] or {}).get("cpus", cpus)
             reading["busy_s"], reading["cores"] = busy_seconds(allowed), min(cores(), len(allowed))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
@@ -227,13 +228,16 @@ class Stage:
                     dtype=DTYPES[dtype],
                     local_files_only=True,
                     use_safetensors=True,
+                    ignore_mismatched_sizes=True,  # they are told below, by name
                     output_loading_info=True,
                 )
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
             raise StageError(f"blocks {first}..{last} cannot be loaded: {error}") from error
-        if info["missing_keys"] or info["mismatched_keys"]:
-            names = sorted(info["missing_keys"]) + [str(key) for key in sorted(info["mismatched_keys"])]
-            raise StageError(f"blocks {first}..{last} lack {len(names)} weights, first {names[0]}")
+        if missing := sorted(info["missing_keys"]):
+            raise StageError(f"blocks {first}..{last} lack {len(missing)} weights, first {missing[0]}")
+        if other := sorted(info["mismatched_keys"]):
+            name, found, wanted = other[0]
+            raise StageError(f"{len(other)} weights have another shape, first {name}: {[*found]}, not {[*wanted]}")
         return cls(model.to(device).eval(), wire, Range(first, last, examine_count(config)))
 
     @classmethod

@@ -1,0 +1,126 @@
+"""A runner's folder: a stage is laid out so that transformers reads it, and what is absent is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from models import make_checkpoint
+from rings import SHAS, manifest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from edgesplit.model.checkpoint import open_checkpoint
+from edgesplit.model.shards import Cut, cut
+from edgesplit.runner.manifest import Manifest
+from edgesplit.runner.stage import Stage
+from edgesplit.runner.store import Store, StoreError
+
+WHOLE = ("desk",) * 6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("store") / "model", "qwen2")
+
+
+@pytest.fixture(scope="module")
+def shards(model: Path) -> Cut:
+    return cut(open_checkpoint(model, str(model), "float32"), model.parent / "hashes.json")
+
+
+@pytest.fixture
+def store(tmp_path: Path, shards: Cut) -> Store:
+    """With everything shipped."""
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "files").mkdir()
+    for sha, shard in shards.all().items():
+        (tmp_path / "shards" / f"{sha}.safetensors").write_bytes(b"".join(shard.chunks()))
+    for sha, file in shards.files.values():
+        (tmp_path / "files" / sha).write_bytes(file.read_bytes())
+    return Store(tmp_path)
+
+
+def of(shards: Cut, *placement: str) -> Manifest:
+    return manifest(
+        *placement,
+        shards=tuple(shard.sha256 for shard in shards.blocks),
+        common=shards.common.sha256,
+        files={name: sha for name, (sha, _) in shards.files.items()},
+        tied=True,
+    )
+
+
+def test_the_whole_model_is_a_checkpoint_transformers_reads(store: Store, shards: Cut, model: Path) -> None:
+    folder = store.lay_out(of(shards, *WHOLE), 0)
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (folder, model))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[key].equal(theirs[key]) for key in theirs)
+
+
+def test_a_stage_is_laid_out_with_its_own_weights_only(store: Store, shards: Cut) -> None:
+    split = of(shards, "desk", "desk", "shelf", "shelf", "desk", "desk")
+    folder = store.lay_out(split, 1)
+    keys = {key for shard in folder.glob("*.safetensors") for key in load_file(shard)}
+    assert {key.split(".")[2] for key in keys if ".layers." in key} == {"1", "2"}
+    assert not any("embed_tokens" in key for key in keys)
+    assert Stage.load(folder, 2, 3, "float32").range.own == range(1, 3)
+
+
+def test_a_head_that_is_tied_comes_with_the_embedding(store: Store, shards: Cut) -> None:
+    folder = store.lay_out(of(shards, "desk", "shelf", "shelf", "shelf", "shelf", "desk"), 2)
+    keys = {key for shard in folder.glob("*.safetensors") for key in load_file(shard)}
+    assert "model.embed_tokens.weight" in keys
+
+
+def test_the_side_files_are_a_tokenizer(store: Store, shards: Cut) -> None:
+    folder = store.lay_out_files(of(shards, *WHOLE))
+    assert AutoTokenizer.from_pretrained(folder).decode([2, 3]) == '!"'
+    assert folder.name == "1-api"
+
+
+def test_a_folder_of_an_earlier_attempt_is_replaced(store: Store, shards: Cut) -> None:
+    (store.folder / "stages" / "1-0").mkdir(parents=True)
+    (store.folder / "stages" / "1-0" / "left over").touch()
+    assert not (store.lay_out(of(shards, *WHOLE), 0) / "left over").exists()
+
+
+def test_a_missing_shard_is_named(store: Store, shards: Cut) -> None:
+    sha = shards.blocks[2].sha256
+    store.shard(sha).unlink()
+    with pytest.raises(StoreError, match=f"shard {sha[:12]} is not on this host"):
+        store.lay_out(of(shards, *WHOLE), 0)
+
+
+def test_a_missing_file_is_named(store: Store, shards: Cut) -> None:
+    (store.folder / "files" / shards.files["config.json"][0]).unlink()
+    with pytest.raises(StoreError, match=r"file config.json is not on this host"):
+        store.lay_out_files(of(shards, *WHOLE))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 7, b"\xff" * 20, b"\4" + bytes(7) + b"{not", b"\2" + bytes(7) + b"{"])
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: bytes) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / SHAS[0]).touch()
+    store.shard(SHAS[0]).write_bytes(damage)
+    with pytest.raises(StoreError, match="is no safetensors file"):
+        store.lay_out(manifest(*WHOLE), 0)
+
+
+def test_forgetting_an_epoch_leaves_the_others_and_the_shards(store: Store, shards: Cut) -> None:
+    for epoch in (1, 11):
+        store.lay_out(dataclasses.replace(of(shards, *WHOLE), epoch=epoch), 0)
+    store.forget_stages(1)
+    assert [folder.name for folder in (store.folder / "stages").iterdir()] == ["11-0"]
+    assert store.shard(shards.common.sha256).exists()
+
+
+def test_small_files_are_replaced_whole(store: Store) -> None:
+    assert store.read("serial") == ""
+    for text in ("1", "22"):
+        store.write("serial", text)
+        assert store.read("serial") == text
+    assert [path.name for path in store.folder.iterdir() if path.is_file()] == ["serial"]
