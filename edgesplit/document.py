@@ -68,6 +68,7 @@ _PROBLEMS = {
     "another document": ("a second document begins here", "a file holds one document: remove the '---'"),
     "mapping values": ("a ':' that belongs to no key", "check the indentation, and quote text that contains ': '"),
     "block end": ("does not line up with what is above", "keys of one mapping begin in the same column"),
+    "node content": ("a value is missing here", "close every bracket and quote, and give every key a value"),
     "undefined alias": ("an alias of nothing", "quote text that begins with '*'"),
 }
 _HINT = "the annotated inventory/example.yaml and plans/example.yaml show every key"

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from conftest import LOCALHOST, free_port
 
 from edgesplit.broadcast.authority import create, issue
 from edgesplit.model.checkpoint import open_checkpoint
-from edgesplit.model.shards import cut
+from edgesplit.model.shards import Cut, cut
 from edgesplit.runner.core import Core
 from edgesplit.runner.entry import Entry, Request
 from edgesplit.runner.link import Identity
@@ -24,6 +25,7 @@ from edgesplit.runner.sampling import Sampling
 from edgesplit.runner.store import Store
 
 T = TypeVar("T")
+torch.set_num_threads(1)  # the barriers of two threads spin: tests would crawl whenever another process has a core
 NOW = datetime.datetime.now(datetime.timezone.utc)
 SHAS = tuple(f"{number:064x}" for number in range(6))
 
@@ -74,17 +76,30 @@ def places(placement: Sequence[str]) -> tuple[StagePlace, ...]:
     return tuple(stages)
 
 
+@dataclasses.dataclass(frozen=True)
+class Cargo:
+    """A checkpoint as it lies on the hosts: folders `shards` and `files`."""
+
+    folder: Path
+    cut: Cut
+
+
+def ship(model: Path, folder: Path) -> Cargo:
+    made = cut(open_checkpoint(model, str(model), "float32"), folder / "hashes.json")
+    (folder / "shards").mkdir()
+    (folder / "files").mkdir()
+    for sha, shard in made.all().items():
+        (folder / "shards" / f"{sha}.safetensors").write_bytes(b"".join(shard.chunks()))
+    for sha, file in made.files.values():
+        (folder / "files" / sha).write_bytes(file.read_bytes())
+    return Cargo(folder, made)
+
+
 class Rig:
     """Runners of some hosts in this process, with everything a checkpoint needs in their folders."""
 
-    def __init__(self, folder: Path, model: Path, *hosts: str) -> None:
-        self.cut = cut(open_checkpoint(model, str(model), "float32"), folder / "hashes.json")
-        (folder / "shards").mkdir(parents=True)
-        (folder / "files").mkdir()
-        for sha, shard in self.cut.all().items():
-            (folder / "shards" / f"{sha}.safetensors").write_bytes(b"".join(shard.chunks()))
-        for sha, file in self.cut.files.values():
-            (folder / "files" / sha).write_bytes(file.read_bytes())
+    def __init__(self, folder: Path, cargo: Cargo, *hosts: str) -> None:
+        self.cut = cargo.cut
         self.api = free_port()
         self.peers: dict[str, Peer] = {}
         self.cores: dict[str, Core] = {}
@@ -92,7 +107,7 @@ class Rig:
             place = folder / host
             place.mkdir()
             for name in ("shards", "files"):
-                (place / name).symlink_to(folder / name)
+                (place / name).symlink_to(cargo.folder / name)
             self.peers[host] = Peer(LOCALHOST, free_port(), fingerprint)
             self.cores[host] = Core(host, Store(place), identity, "cpu")
 

@@ -258,7 +258,9 @@ def test_only_a_runner_is_stopped(folder: Path) -> None:
 
 
 def test_control(folder: Path) -> None:
-    assert HOST.run(commands.control(sys.executable, str(folder), "runner.py", 9), b"stop") == "['--timeout', '9'] STOP\n"
+    assert (
+        HOST.run(commands.control(sys.executable, str(folder), "runner.py", 9), b"stop") == "['--timeout', '9'] STOP\n"
+    )
     assert HOST.run(commands.control(sys.executable, str(folder), "runner.py", 9, 5), b"x") == (
         "['--timeout', '9', '--wait', '5'] X\n"
     )

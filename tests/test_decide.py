@@ -7,7 +7,7 @@ from deployments import fleet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgesplit.inventory import HostSpec, Inventory
+from edgesplit.inventory import Inventory
 from edgesplit.model.blocks import Block, Chain
 from edgesplit.orchestrator.decide import Alarm, Decision, Options, alarms, decide
 from edgesplit.plan import ModelPlan, ModelSource, Pin, WatchPolicy, Workload
@@ -124,6 +124,10 @@ def test_nothing_trips_on_a_healthy_fleet() -> None:
 )
 def test_what_trips_says_so(host: HostState, text: str) -> None:
     assert [alarm.text for alarm in alarms(state(shelf=host), RUNNING, POLICY, 101.0)] == [text]
+
+
+def test_a_host_that_answered_last_time_is_not_silent_however_long_the_round_took() -> None:
+    assert alarms(state(shelf=seen(90.0)), RUNNING, POLICY, 101.0) == ()
 
 
 def test_an_entry_that_serves_nothing_trips() -> None:

@@ -167,8 +167,10 @@ def test_a_host_may_be_all_defaults(read: Any) -> None:
         ),
         (
             "hosts: {a: {ssh: a, work: split}}",
-            "f:1:27: hosts.a.work: expected a path that begins with / or ~/, the same wherever a login starts; "
-            "found 'split'",
+            (
+                "f:1:27: hosts.a.work: expected a path that begins with / or ~/, the same wherever a login starts; "
+                "found 'split'"
+            ),
         ),
         (
             "hosts: {a: {ssh: a, data: {address: x}}, b: {ssh: x}}",

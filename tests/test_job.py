@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Sshd, SshdFarm, free_port
+from conftest import Sshd, SshdFarm, SshKeys, free_port
 from deployments import NAMES
 from models import make_checkpoint
 
@@ -100,16 +100,15 @@ def held_blocks(folder: Path) -> set[str]:
 
 
 @pytest.mark.ssh
-def test_a_host_that_shows_another_key_is_never_talked_to(tmp_path: Path, sshd: SshdFarm) -> None:
+def test_a_host_that_shows_another_key_is_never_talked_to(tmp_path: Path, sshd: SshdFarm, ssh_keys: SshKeys) -> None:
     servers = {name: sshd() for name in NAMES}
     plan = write_files(tmp_path, servers)
     edgesplit("profile", plan)
     edgesplit("plan", plan)
-    other = servers["attic"].host_key.with_suffix(".pub").read_text().split()[1]
-    mine = servers["shelf"].host_key.with_suffix(".pub").read_text().split()[1]
-    for server in servers.values():
-        known = server.known_hosts.read_text()
-        server.known_hosts.write_text(known.replace(mine, other))
+    other = ssh_keys.pair("other").with_suffix(".pub").read_text().split()[1]
+    shelf = servers["shelf"]
+    mine = shelf.host_key.with_suffix(".pub").read_text().split()[1]
+    shelf.known_hosts.write_text(shelf.known_hosts.read_text().replace(mine, other))
     refused = edgesplit("deploy", plan, "--yes", status=4)
     assert "shelf: the host key has CHANGED" in refused.stderr
     assert not (tmp_path / "work").exists()

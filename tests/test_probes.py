@@ -46,7 +46,7 @@ def test_what_a_login_shell_prints_before_it_is_ignored() -> None:
 
 
 def test_missing_packages_are_named() -> None:
-    with pytest.raises(NoProfile, match="its Python 3.11.7 lacks torch, uvicorn"):
+    with pytest.raises(NoProfile, match=r"its Python 3\.11\.7 lacks torch, uvicorn"):
         parse_measure(json.dumps({**MEASURED, "missing": ["torch", "uvicorn"], "times": None}))
 
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import rings  # noqa: F401 - one thread
 import torch
 from models import make_checkpoint
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel

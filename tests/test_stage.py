@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rings  # noqa: F401 - one thread
 import torch
 from models import FAMILIES, make_checkpoint
 from safetensors.torch import load_file, save_file
@@ -44,12 +45,16 @@ class Subject:
         self.whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder).eval()
         self.stage: Callable[[int, int], Stage] = cache(lambda first, last: Stage.load(folder, first, last, "float32"))
         self.blocks = examine(self.whole).count + 2
+        self._generated = cache(self._generate)
 
     def chain(self, cut: Sequence[int]) -> Chain:
         return tuple(self.stage(left + 1, right) for left, right in pairwise([-1, *cut, self.blocks - 1]))
 
-    @torch.no_grad()
     def generated(self, prompt: Sequence[int]) -> list[int]:
+        return self._generated(tuple(prompt))
+
+    @torch.no_grad()
+    def _generate(self, prompt: tuple[int, ...]) -> list[int]:
         ids = torch.tensor([prompt])
         tokens = self.whole.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=COUNT, do_sample=False, eos_token_id=None
@@ -186,7 +191,7 @@ def save(config: PreTrainedConfig, folder: Path) -> Subject:
 @pytest.mark.parametrize("name", SPECIAL)
 def test_special_families_are_exact_too(name: str, tmp_path: Path) -> None:
     subject, prompt = save(SPECIAL[name], tmp_path), [token % 99 for token in PROMPT]
-    for cut in [(0,), (2,), (1, 2), (3,)]:
+    for cut in [(0,), (2,), (1, 3)]:
         answer = Answer(subject.chain(cut), prompt)
         answer.feed(4)
         for _ in range(COUNT):

@@ -1,4 +1,4 @@
-"""The watch loop on real runners: hosts die, freeze and slow down in mid-answer, and the answers stay what they were."""
+"""The watch loop on real runners: hosts die, freeze and slow down in mid-answer; the answers stay what they were."""
 
 from __future__ import annotations
 

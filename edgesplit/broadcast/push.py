@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import getpass
 import hashlib
+import itertools
 import json
 import platform
 import time
@@ -52,6 +53,7 @@ class Scene:
     presences: Mapping[str, Presence]
     running: Split | None  # what the entry serves, if it does
     broken: str  # why the running ring is broken; "" when it is not, or there is none
+    serial: int  # the newest that any runner has honoured
 
     @property
     def next_epoch(self) -> int:
@@ -72,7 +74,8 @@ def look(cargo: Cargo, hosts: Mapping[str, Host]) -> Scene:
     if entry is not None and entry[1] is not None and entry[1].get("serving") is not None:
         running = served(hosts[cargo.plan.entry], cargo.folder(cargo.plan.entry))
         broken = str(entry[1]["epochs"].get(str(entry[1]["serving"]), {}).get("reason", ""))
-    return Scene({name: presence for name, (presence, _) in reports.items()}, running, broken)
+    serial = max((int(state["serial"]) for _, state in reports.values() if state is not None), default=0)
+    return Scene({name: presence for name, (presence, _) in reports.items()}, running, broken, serial)
 
 
 def served(host: Host, folder: str) -> Split | None:
@@ -146,6 +149,7 @@ class _Act:
     prepared: bool = False
     signer: Signer | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
+    count: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def carry_out(self, phase: Phase, steps: Sequence[Step]) -> None:
         """One phase on all its hosts at once."""
@@ -286,7 +290,9 @@ class _Act:
 
     def _say(self, host: Host, verb: str, seconds: float, **fields: Any) -> dict[str, Any]:
         assert self.signer is not None  # noqa: S101 - keys come with SHIP, before any word
-        envelope = self.signer.seal(verb, time.time_ns(), **{"epoch": self.target.epoch, **fields})
+        # the clock makes serials rise; a controller whose clock lags goes on from what the runners have seen
+        serial = max(time.time_ns(), self.scene.serial + next(self.count))
+        envelope = self.signer.seal(verb, serial, **{"epoch": self.target.epoch, **fields})
         spec = self.cargo.inventory.hosts[host.name]
         return ask(host, spec, self._folder(host), self.cargo.archive.name, envelope, seconds)
 

@@ -33,10 +33,11 @@ def _told() -> Iterator[None]:
     except EdgesplitError as error:
         _end(error.message, error.hint, error.exit_code)
     except TyperException as error:  # a verb, option or argument that does not exist, or has no such value
-        if not error.message:  # no arguments at all: the help was shown instead
+        text = error.format_message()
+        if not text:  # no arguments at all: the help was shown instead
             raise
         where = getattr(getattr(error, "ctx", None), "command_path", "edgesplit")
-        _end(error.format_message(), f"{where} --help", error.exit_code)
+        _end(text, f"{where} --help", error.exit_code)
     except KeyboardInterrupt:
         _end("interrupted", "", 130)
     except (typer.Exit, typer.Abort, BrokenPipeError):  # typer ends the process quietly

@@ -26,6 +26,7 @@ def run(
     from edgesplit.broadcast.transition import transition
     from edgesplit.cli.render import bars, talk
     from edgesplit.cli.workspace import Workspace
+    from edgesplit.errors import DeployError
     from edgesplit.hosts.fanout import connect
 
     space = Workspace.open(plan, inventory)
@@ -46,8 +47,11 @@ def run(
         if not yes and not typer.confirm("Go ahead?", err=True):
             raise typer.Abort
         start = time.monotonic()
-        with bars() as progress:
-            pushed = push(cargo, target, hosts, scene, progress, reason="deploy")
+        try:
+            with bars() as progress:
+                pushed = push(cargo, target, hosts, scene, progress, reason="deploy")
+        except DeployError as error:
+            raise DeployError(error.message, error.hint or "mend that, then deploy again") from error
     seconds = time.monotonic() - start
     _report(
         as_json,

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from edgesplit.cli.workspace import Workspace
     from edgesplit.errors import ServingError
 
+ANSWER_SECONDS = 330.0  # silence that is borne: the API itself gives a request up after 300 s without a token
+
 
 def run(
     plan: Plan,
@@ -72,17 +74,18 @@ def _stream(host: Any, space: Workspace, path: str, body: dict[str, Any]) -> Ite
     from edgesplit.errors import HostError, ServingError
 
     api, entry = space.plan.api, space.plan.entry
-    connection = http.client.HTTPConnection(api.address, api.port, timeout=600)
+    connection = http.client.HTTPConnection(api.address, api.port)
     try:
         connection.sock = host.dial(api.address, api.port)
+        connection.sock.settimeout(ANSWER_SECONDS)
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise _refused(space, response.status, response.read())
-        for line in response:
-            data = line.decode().removeprefix("data: ").strip()
-            if data and data != "[DONE]":
-                yield json.loads(data)["choices"][0]
+        with connection.getresponse() as response:
+            if response.status != 200:
+                raise _refused(space, response.status, response.read())
+            for line in response:
+                data = line.decode().removeprefix("data: ").strip()
+                if data and data != "[DONE]":
+                    yield json.loads(data)["choices"][0]
     except HostError as error:
         hint = "\n".join(filter(None, [error.hint, f"if it is not deployed: edgesplit deploy {space.plan_file}"]))
         raise ServingError(f"no API: {error.message}", hint) from error

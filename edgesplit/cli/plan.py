@@ -75,7 +75,7 @@ def _stages(costs: Costs, problem: Problem) -> None:
             ]
         )
     columns = [">#", "host", "blocks", "trusted", ">token", ">hop", ">chunk", ">hop"]
-    note = "Seconds per token and per chunk of the prompt: of the stage, and of the hop to the next one."
+    note = "Times per token and per chunk of the prompt: of the stage, and of the hop to the next one."
     show("Split", columns, rows, note)
 
 

@@ -61,9 +61,7 @@ def _show(fleet: Fleet) -> None:
         for name, host in fleet.hosts.items()
     ]
     columns = ["host", ">cores", ">free", ">load", "device", "torch", ">token", ">chunk"]
-    note = (
-        "Memory that is free; the load of the last minute; seconds per layer, for a token and for a chunk of a prompt."
-    )
+    note = "Memory that is free; the load of the last minute; times per layer, for a token and for a chunk of a prompt."
     show("Hosts", columns, rows, note)
     for name, problem in fleet.problems.items():
         out.print(f"{name} cannot be used: {problem}")

@@ -120,7 +120,7 @@ def _show(report: dict[str, Any]) -> None:
         for stage in report["stages"]
     ]
     columns = [">#", "host", "blocks", "state", ">measured", ">predicted", ">memory"]
-    note = "Seconds per token of the stage, measured and predicted; memory of its runner."
+    note = "Times per token of the stage, measured and predicted; memory of its runner."
     if rows:
         show(f"{report['deployment']}, epoch {report['epoch']}", columns, rows, note)
     entry = report["entry"] or {}

@@ -103,7 +103,7 @@ class Workspace:
         fleet = self._load("profile.json", Fleet, "profile")
         if fleet.plan != measured_for(self.checkpoint, self.plan, self.inventory):
             raise MovedError(
-                "the profile was measured for another model, dtype, workload or number of cores",
+                "the profile was measured for another model, dtype, workload, number of cores or Python",
                 f"edgesplit profile {self.plan_file}",
             )
         return fleet

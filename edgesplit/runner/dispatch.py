@@ -45,7 +45,7 @@ class Dispatch:
         """{"ok": the answer} or {"error": why not}. Never raises."""
         try:
             if message.get("verb") == "status":
-                return {"ok": self._core.status()}
+                return {"ok": {**self._core.status(), "serial": self._gate.serial}}
             with self._one:
                 return {"ok": self._obey(message)}
         except Refused as error:

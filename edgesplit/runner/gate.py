@@ -33,7 +33,7 @@ class Gate:
             raise ValueError(f"{key.name} is no Ed25519 key")
         self._key = public
         self._save = save
-        self._serial = int(load() or 0)
+        self.serial = int(load() or 0)  # of the last command honoured
 
     def open(self, envelope: Mapping[str, Any]) -> dict[str, Any]:
         """The command inside. Raises Refused."""
@@ -48,8 +48,8 @@ class Gate:
             raise Refused(f"not a signed command: {error!r}") from error
         if deployment != self._deployment:
             raise Refused(f"the command is for deployment {deployment}")
-        if serial <= self._serial:
-            raise Refused(f"serial {serial} is not newer than {self._serial}: a replayed or older command")
-        self._serial = serial
+        if serial <= self.serial:
+            raise Refused(f"serial {serial} is not newer than {self.serial}: a replayed or older command")
+        self.serial = serial
         self._save(str(serial))
         return dict(command)
