@@ -107,7 +107,8 @@ CASES = {
         "plan.yaml:1:", "api.port: expected a whole number, found 'http'"), ("example.yaml",)),
     "duplicate key": Case(text(lambda s: s.replace("{", '{"name": "a", ', 1)), "plan", 2, (
         "name: given twice, first on line 1",), ("example.yaml",)),
-    "no YAML": Case(text(lambda _: "name: [\n"), "plan", 2, ("plan.yaml:2:1: not YAML: a value is missing here",), ("bracket",)),
+    "no YAML": Case(text(lambda _: "name: [\n"), "plan", 2, (
+        "plan.yaml:2:1: not YAML: a value is missing here",), ("bracket",)),
     "binary": Case(lambda desk: desk.plan.write_bytes(b"\x00\xff"), "plan", 2, ("not UTF-8 text",), ("UTF-8",)),
     "absent plan": Case(lambda desk: desk.plan.unlink(), "plan", 2, ("plan.yaml: No such file",), ("path of a YAML",)),
     "absent inventory": Case(plan(inventory="no.yaml"), "plan", 2, ("no.yaml: No such file",), ("path of a YAML",)),

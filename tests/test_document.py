@@ -96,7 +96,6 @@ hosts:
             "watch: {interval: soon}",
             '4:19: watch.interval: expected a time such as "300ms", with a unit of us, ms, s, min, h; found \'soon\'',
         ),
-        ("watch: {interval: 0}", "4:19: watch.interval: expected 0.1 or more, found 0"),
         ("watch: {interval: 50ms}", "4:19: watch.interval: expected 0.1 or more, found '50ms'"),
         ("dtype: f16", "4:8: dtype: expected 'float32', 'bfloat16' or 'float16', found 'f16'; did you mean 'float16'?"),
         ("dtype: q4", "4:8: dtype: expected 'float32', 'bfloat16' or 'float16', found 'q4'"),

@@ -53,9 +53,9 @@ def _behind(mark: str, text: str) -> str:
     return "\n".join(said)
 
 
-def edgesplit(*words: object) -> Outcome:
-    """The real command line, in this process."""
-    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+def edgesplit(*words: object, answer: str = "") -> Outcome:
+    """The real command line, in this process; `answer` is what is typed."""
+    done = CliRunner().invoke(app, [str(word) for word in words], input=answer, catch_exceptions=False)
     return Outcome(done.exit_code, done.stdout, done.stderr)
 
 
@@ -94,8 +94,8 @@ class Desk:
         data["hosts"][host] = {**data["hosts"].get(host, {}), **changes}
         self.inventory.write_text(json.dumps(data))
 
-    def run(self, verb: str, *words: object) -> Outcome:
-        return edgesplit(verb, self.plan, *words)
+    def run(self, verb: str, *words: object, answer: str = "") -> Outcome:
+        return edgesplit(verb, self.plan, *words, answer=answer)
 
     def profile(self, **layer: float) -> Fleet:
         """A profile as if just measured: `layer` seconds per layer, by host; 1 ms for the others."""

@@ -24,7 +24,7 @@ def run(
 
     from edgesplit.broadcast.push import look, push, settled
     from edgesplit.broadcast.transition import transition
-    from edgesplit.cli.render import bars, talk
+    from edgesplit.cli.render import ask, bars, talk
     from edgesplit.cli.workspace import Workspace
     from edgesplit.errors import DeployError
     from edgesplit.hosts.fanout import connect
@@ -44,8 +44,8 @@ def run(
         if dry_run:
             _report(as_json, {"changed": False, "steps": [str(step) for step in steps]})
             return
-        if not yes and not typer.confirm("Go ahead?", err=True):
-            raise typer.Abort
+        if not yes:
+            ask("Go ahead?")
         start = time.monotonic()
         try:
             with bars() as progress:
@@ -53,20 +53,11 @@ def run(
         except DeployError as error:
             raise DeployError(error.message, error.hint or "mend that, then deploy again") from error
     seconds = time.monotonic() - start
-    _report(
-        as_json,
-        {
-            "changed": True,
-            "epoch": pushed.split.epoch,
-            "seconds": seconds,
-            "steps": [str(s) for s in steps],
-            "warnings": list(pushed.warnings),
-        },
-    )
+    told = {"epoch": pushed.split.epoch, "seconds": seconds, "warnings": list(pushed.warnings)}
+    _report(as_json, {"changed": True, **told, "steps": [str(step) for step in steps]})
     for warning in pushed.warnings:
         talk.print(f"warning: {warning}", style="yellow")
-    service = space.plan.api
-    address = f"http://{service.address}:{service.port}/v1"
+    address = f"http://{space.plan.api.address}:{space.plan.api.port}/v1"
     talk.print(
         f"epoch {pushed.split.epoch} serves after {seconds:.1f} s: {address} on {space.plan.entry}", soft_wrap=True
     )

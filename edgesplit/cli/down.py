@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import typer
-
 from edgesplit.cli.options import Inventory, Json, Plan, Yes
 
 
@@ -11,15 +9,15 @@ def run(plan: Plan, inventory: Inventory = None, yes: Yes = False, as_json: Json
     """Stop the runners and remove every trace of the deployment from all hosts."""
     from edgesplit.broadcast.push import signature
     from edgesplit.broadcast.teardown import take_down
-    from edgesplit.cli.render import print_json, talk
+    from edgesplit.cli.render import ask, print_json, talk
     from edgesplit.cli.workspace import Workspace
     from edgesplit.errors import FleetError
     from edgesplit.hosts.fanout import connect
 
     space = Workspace.open(plan, inventory)
     names = ", ".join(space.inventory.hosts)
-    if not yes and not typer.confirm(f"Take {space.plan.name} off {names}?", err=True):
-        raise typer.Abort
+    if not yes:
+        ask(f"Take {space.plan.name} off {names}?")
     with connect(space.inventory) as hosts:
         found, errors = take_down(space.plan.name, space.inventory, hosts, signature("down"))
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,16 @@ WORD = 30  # a longer word is broken where the terminal is too narrow
 
 def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2))
+
+
+def ask(question: str) -> None:
+    """Go on only after a yes. On standard error, so that standard output stays data. Raises typer.Abort."""
+    typer.echo(f"{question} [y/N] ", nl=False, err=True)
+    answer = sys.stdin.readline()
+    if not answer:
+        typer.echo(err=True)  # nobody is there to end the line
+    if answer.strip().lower() not in ("y", "yes"):
+        raise typer.Abort
 
 
 def show(title: str, columns: list[str], rows: list[list[str]], note: str = "") -> None:
