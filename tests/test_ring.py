@@ -36,7 +36,7 @@ from edgesplit.runner.worker import Worker
 TWO = ("desk", "desk", "shelf", "shelf", "desk", "desk")
 OTHER = ("desk", "shelf", "shelf", "shelf", "shelf", "desk")
 PROMPT = [40, 7, 99, 140, 23, 200, 81, 17, 64, 5]
-COUNT = 24
+COUNT = 16
 SEEDED = Sampling(temperature=1.0, top_k=50, seed=11)
 
 

@@ -35,7 +35,7 @@ works = st.builds(
 
 
 @given(st.lists(works))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_everything_comes_out_once_and_each_queue_in_order(added: list[Piece]) -> None:
     scheduler: Scheduler[int] = Scheduler()
     for work in added:
@@ -49,7 +49,7 @@ def test_everything_comes_out_once_and_each_queue_in_order(added: list[Piece]) -
 
 
 @given(st.lists(st.integers(1, 4)), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_sequence_that_decodes_only_after_its_prompt_keeps_its_order(sizes: list[int], data: st.DataObject) -> None:
     """As in a ring: a sequence's next piece is added once the one before has been taken."""
     scheduler: Scheduler[int] = Scheduler()
@@ -82,7 +82,7 @@ def test_decode_and_prefill_take_turns_while_both_wait(decodes: int, prefills: i
 
 
 @given(st.lists(works), st.integers(1, 2), st.none() | st.tuples(st.integers(0, 2), st.integers(1, 3)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_is_forgotten_never_runs_and_nothing_else_is(
     added: list[Piece], epoch: int, place: tuple[int, int] | None
 ) -> None:

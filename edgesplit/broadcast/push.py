@@ -45,6 +45,8 @@ class Progress(Protocol):
 
     def end(self, step: Step) -> None: ...
 
+    def undo(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -307,6 +309,7 @@ class _Act:
 
     def undo(self) -> None:
         """Put every host back as it was found; goes on past hosts that fail. Raises FleetError in the end."""
+        self.progress.undo()
         locked = {name: self.hosts[name] for name in self.locked}
         _, errors = survey(locked, self._undo)
         if errors:

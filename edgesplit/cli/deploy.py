@@ -40,7 +40,7 @@ def run(
             talk.print(f"nothing to do: {space.plan.name} serves this very split")
             return
         steps = transition(scene.running, target.at(scene.next_epoch), scene.presences, cargo.needs(target))
-        _announce(steps)
+        _announce(steps, every=dry_run or not yes)
         if dry_run:
             _report(as_json, {"changed": False, "steps": [str(step) for step in steps]})
             return
@@ -64,13 +64,15 @@ def run(
     talk.print(f"next: edgesplit generate {plan} 'Hello'", soft_wrap=True)
 
 
-def _announce(steps: tuple[Step, ...]) -> None:
+def _announce(steps: tuple[Step, ...], *, every: bool) -> None:
+    """What will be done: `every` step where somebody decides on it, else the bytes only; steps are shown as they end."""
     from edgesplit.broadcast.transition import Phase
     from edgesplit.cli.render import talk
     from edgesplit.units import format_size
 
-    talk.print("This will:")
-    for step in steps:
+    if every:
+        talk.print("This will:")
+    for step in steps if every else ():
         if step.phase not in (Phase.LOCK, Phase.UNLOCK):
             talk.print(f"  {step}")
     total = sum(step.size for step in steps)

@@ -73,6 +73,9 @@ class Bars:
         if step.phase not in (Phase.LOCK, Phase.UNLOCK):
             self._progress.console.print(f"  {step}", style="dim")
 
+    def undo(self) -> None:
+        self._progress.console.print("  putting the hosts back as they were ...")
+
 
 @contextmanager
 def bars() -> Iterator[Bars]:
@@ -89,3 +92,5 @@ class Quiet:
     def sent(self, step: Step, size: int) -> None: ...
 
     def end(self, step: Step) -> None: ...
+
+    def undo(self) -> None: ...

@@ -42,6 +42,7 @@ def run(plan: Plan, inventory: Inventory = None, as_json: Json = False) -> None:
         "stages": _stages(split, states, predicted),
         "entry": None if entry is None else entry["entry"],
         "predicted_time_per_token_s": predicted.get("token"),
+        "predicted_time_per_token_alone_s": predicted.get("alone"),
         "unreachable": {host: error.message for host, error in errors.items()},
     }
     if as_json:
@@ -62,7 +63,8 @@ def _reason(entry: dict[str, Any] | None, split: Split | None) -> str:
 
 
 def _predicted(space: Workspace, split: Split | None) -> dict[Any, float]:
-    """Stage number -> predicted seconds per decode step, and "token"; empty where this machine has no profile."""
+    """Stage number -> predicted seconds per decode step; "token" and "alone": per token at the plan's
+    concurrency and for one sequence. Empty where this machine has no profile."""
     from edgesplit.errors import EdgesplitError
     from edgesplit.revision.cost import evaluate
 
@@ -73,7 +75,7 @@ def _predicted(space: Workspace, split: Split | None) -> dict[Any, float]:
     except EdgesplitError:
         return {}
     times: dict[Any, float] = {number: stage.decode_seconds for number, stage in enumerate(costs.stages)}
-    return {**times, "token": costs.time_per_token_seconds}
+    return {**times, "token": costs.time_per_token_seconds, "alone": costs.path_seconds}
 
 
 def _stages(
@@ -128,7 +130,8 @@ def _show(report: dict[str, Any]) -> None:
         out.print(
             f"{entry['running']} running, {entry['waiting']} waiting, {entry['tokens']} tokens so far; "
             f"time per token {seconds(entry['time_per_token_s']) or 'not measured yet'} "
-            f"(predicted {seconds(report['predicted_time_per_token_s']) or '?'})"
+            f"(predicted {seconds(report['predicted_time_per_token_alone_s']) or '?'} for one sequence, "
+            f"{seconds(report['predicted_time_per_token_s']) or '?'} at the plan's concurrency)"
         )
     for problem in report["unreachable"].values():
         out.print(problem)

@@ -63,7 +63,7 @@ def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
     few, many = (1, 3) if layers >= 3 else (1, layers)
     runs = {**_forwards(config, few, "few", arguments, device), **_forwards(config, many, "many", arguments, device)}
     if arguments["head"]:
-        runs["head"] = _head(config, layers, arguments, device)
+        runs["head"] = _head(config, layers, arguments, device, runs["decode few"]())
     taken = _interleaved(runs, device)
     times: dict[str, Any] = {"chunk_tokens": arguments["chunk"], "context": arguments["context"]}
     for kind in ("decode", "prefill"):
@@ -100,11 +100,12 @@ def _forwards(config: Any, count: int, name: str, arguments: dict[str, Any], dev
     }
 
 
-def _head(config: Any, layers: int, arguments: dict[str, Any], device: str) -> Run:
+def _head(config: Any, layers: int, arguments: dict[str, Any], device: str, step: Any) -> Run:
+    """`step`: what a layer returned for one token; some families return a tuple."""
     from .stage import Stage
 
     stage = Stage.random(config, layers + 1, layers + 1, arguments["dtype"], device)
-    sequence, step = stage.sequence(), _hidden(config, 1, arguments, device)
+    sequence = stage.sequence()
     return lambda: stage.forward(sequence, step)
 
 

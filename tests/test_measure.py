@@ -1,0 +1,45 @@
+"""A host measured with layers of the model: every number the planner needs, for families of either kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import rings  # noqa: F401 - one thread
+from models import config
+from transformers import BloomConfig, PreTrainedConfig
+
+from edgesplit.runner import measure
+
+
+def measured(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]:
+    monkeypatch.setattr(measure, "BUDGET", 0.0)
+    arguments = {"dtype": "float32", "context": 8, "chunk": 4, "threads": 0, "head": True, **more}
+    return measure.measure({"config": model.to_dict(), **arguments})
+
+
+@pytest.mark.parametrize(
+    "model",
+    [config("llama"), config("gpt2", 2), BloomConfig(vocab_size=99, hidden_size=32, n_layer=3, n_head=4)],
+    ids=["llama", "two layers only", "layers that return tuples"],
+)
+def test_times_of_layers_and_head(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = measured(model, monkeypatch)
+    times = answer["times"]
+    assert (times["chunk_tokens"], times["context"]) == (4, 8)
+    for name in ("decode_layer", "decode_overhead", "prefill_layer", "prefill_overhead", "head"):
+        assert 0 <= times[name] < 5, name
+    assert times["decode_layer"] + times["decode_overhead"] > 0
+    assert answer["runtime_bytes"] > 2**20
+    assert answer["missing"] == []
+    assert answer["cores"] > 0
+
+
+def test_a_head_is_measured_only_where_one_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured(config("llama"), monkeypatch, head=False)["times"]["head"] == 0
+
+
+def test_missing_packages_are_named_instead_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PACKAGES", ("torch", "a-package-nobody-has"))
+    answer = measured(config("llama"), monkeypatch)
+    assert (answer["missing"], answer["times"]) == (["a-package-nobody-has"], None)
