@@ -234,7 +234,7 @@ class Stranger(http.server.BaseHTTPRequestHandler):
 def test_a_stranger_answers(desk: Desk, status: int) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), Stranger) as server:
         server.status = status  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         desk.change_plan(api={"port": server.server_port})
         done = desk.run("generate", "Hello")
         server.shutdown()

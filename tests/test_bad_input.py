@@ -13,8 +13,6 @@ from models import make_checkpoint
 from transformers.utils import logging
 from workspaces import Desk, edgesplit, lay
 
-Make = Callable[..., Desk]
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -22,30 +20,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """What the first look at the checkpoint leaves, so that the tests need not all look."""
-    desk = lay(tmp_path_factory.mktemp("first"), model)
-    desk.profile()
-    return desk.cache / "chain.json"
-
-
 @pytest.fixture
-def make(tmp_path: Path, model: Path, chain: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+def desk(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def made(*names: str, **changes: object) -> Desk:
-        desk = lay(tmp_path / "desk", model, names or ("desk", "shelf"), **changes)
-        desk.cache.mkdir(parents=True)
-        shutil.copy(chain, desk.cache)
-        return desk
-
-    return made
-
-
-@pytest.fixture
-def desk(make: Make) -> Desk:
-    return make()
+    return lay(tmp_path / "desk", model)
 
 
 # --- files that make no sense

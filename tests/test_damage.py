@@ -153,6 +153,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: config(folder, intermediate_size=64),
         "has shape [32, 48], but its config asks",
     ),
+    "no width": (lambda folder: config(folder, hidden_size=0), "but its config asks for"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
     "config that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     "config that is binary": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "is not JSON"),

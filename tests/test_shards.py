@@ -25,7 +25,10 @@ LAYERS = 3
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {family: make_checkpoint(tmp_path_factory.mktemp(family), family, LAYERS) for family in FAMILIES}
+    made = {family: make_checkpoint(tmp_path_factory.mktemp(family), family, LAYERS) for family in FAMILIES}
+    for folder in made.values():
+        opened(folder)
+    return made
 
 
 @pytest.fixture
@@ -40,7 +43,8 @@ def cache(tmp_path: Path) -> Path:
 
 
 def opened(folder: Path) -> Checkpoint:
-    return open_checkpoint(folder, folder.name, "float32")
+    """What the first look found is kept in the folder, for its copies too."""
+    return open_checkpoint(folder, "model", "float32", folder / "chain.json")
 
 
 def shards(of: Cut) -> list[Shard]:

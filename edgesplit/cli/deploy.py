@@ -65,7 +65,7 @@ def run(
 
 
 def _announce(steps: tuple[Step, ...], *, every: bool) -> None:
-    """What will be done: `every` step where somebody decides on it, else the bytes only; steps are shown as they end."""
+    """What will be done: `every` step where somebody decides on it, else the bytes only: steps show as they end."""
     from edgesplit.broadcast.transition import Phase
     from edgesplit.cli.render import talk
     from edgesplit.units import format_size

@@ -99,7 +99,7 @@ def open_checkpoint(folder: Path, name: str, dtype: str, cache: Path | None = No
     """
     config = _config(folder)
     tensors = read_headers(folder)
-    shapes = [[tensor.key, tensor.dtype, list(tensor.shape)] for tensor in tensors.values()]
+    shapes = sorted([tensor.key, tensor.dtype, list(tensor.shape)] for tensor in tensors.values())
     contents = digest(json.dumps([config, shapes]))
     known = _recall(cache, stamp := f"{name} {dtype} {contents}")
     if known is None:

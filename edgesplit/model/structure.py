@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import DynamicCache
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.utils import logging
 
 from edgesplit.errors import ModelError
 from edgesplit.model.blocks import COMMON, EMBEDDING, HEAD, Block, Chain
@@ -80,8 +82,13 @@ def _build(folder: Path, dtype: str, tensors: int) -> tuple[Any, Anatomy, Any]:
 
 @contextlib.contextmanager
 def _translated(folder: Path, act: str) -> Iterator[None]:
+    """What torch and transformers raise becomes a ModelError; what they mumble is not passed on."""
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except AnatomyError as error:
         raise ModelError(f"{folder} cannot be split: {error}", "a decoder-only language model is needed") from error
     except _FOREIGN as error:
@@ -91,6 +98,8 @@ def _translated(folder: Path, act: str) -> Iterator[None]:
             ) from error
         hint = f"is config.json undamaged, and of a model that transformers {transformers.__version__} knows?"
         raise ModelError(f"{folder}: transformers cannot {act} this model: {_first(error)}", hint) from error
+    finally:
+        logging.set_verbosity(loud)
 
 
 def _first(error: Exception) -> str:
