@@ -77,7 +77,7 @@ def test_a_move_that_fails_leaves_the_old_epoch_serving(tmp_path: Path) -> None:
         scene = look(made.cargo, made.hosts)
         assert scene.running is not None
         assert scene.running.epoch == 1
-        assert settled(scene, split_from_placement(FIRST))
+        assert settled(made.cargo, scene, split_from_placement(FIRST))
 
 
 def test_a_commit_whose_answer_is_lost_is_asked_for_not_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_a_commit_whose_answer_is_lost_is_asked_for_not_undone(tmp_path: Path, m
         monkeypatch.setattr("edgesplit.broadcast.push.ask", deaf)
         assert made.push(*SECOND).epoch == 2
         assert lost == ["desk"]
-        assert settled(look(made.cargo, made.hosts), split_from_placement(SECOND))
+        assert settled(made.cargo, look(made.cargo, made.hosts), split_from_placement(SECOND))
 
 
 def test_a_locked_host_is_left_alone_and_says_who_holds_it(tmp_path: Path) -> None:

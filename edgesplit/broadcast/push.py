@@ -14,7 +14,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, FleetEr
 from edgesplit.hosts import commands
 from edgesplit.hosts.fanout import each, survey
 from edgesplit.hosts.host import Host
+from edgesplit.runner.manifest import Manifest
 from edgesplit.split import Split
 from edgesplit.units import format_size
 
@@ -56,6 +57,7 @@ class Scene:
     running: Split | None  # what the entry serves, if it does
     broken: str  # why the running ring is broken; "" when it is not, or there is none
     serial: int  # the newest that any runner has honoured
+    manifest: Manifest | None = None  # of `running`
 
     @property
     def next_epoch(self) -> int:
@@ -72,24 +74,33 @@ def look(cargo: Cargo, hosts: Mapping[str, Host]) -> Scene:
             hint = "take the deployment down (edgesplit down), then deploy it again"
             raise MovedError(f"{name}: a runner of another version of edgesplit is running", hint)
     entry = reports.get(cargo.plan.entry)
-    running, broken = None, ""
+    kept, broken = None, ""
     if entry is not None and entry[1] is not None and entry[1].get("serving") is not None:
-        running = served(hosts[cargo.plan.entry], cargo.folder(cargo.plan.entry))
+        kept = manifest(hosts[cargo.plan.entry], cargo.folder(cargo.plan.entry))
         broken = str(entry[1]["epochs"].get(str(entry[1]["serving"]), {}).get("reason", ""))
     serial = max((int(state["serial"]) for _, state in reports.values() if state is not None), default=0)
-    return Scene({name: presence for name, (presence, _) in reports.items()}, running, broken, serial)
+    running = None if kept is None else _split(kept)
+    return Scene({name: presence for name, (presence, _) in reports.items()}, running, broken, serial, kept)
 
 
 def served(host: Host, folder: str) -> Split | None:
     """The split of the manifest a host keeps."""
     found = manifest(host, folder)
-    return None if found is None else Split.model_validate_json(json.dumps(found.split))
+    return None if found is None else _split(found)
 
 
-def settled(scene: Scene, target: Split) -> bool:
-    """Is this very split serving already, on runners that are all there?"""
-    running = scene.running
-    if running is None or scene.broken or not running.same_stages(target):
+def _split(kept: Manifest) -> Split:
+    return Split.model_validate_json(json.dumps(kept.split))
+
+
+def settled(cargo: Cargo, scene: Scene, target: Split) -> bool:
+    """Is this very split of these very weights serving already, as the plan wishes, on runners that are all there?"""
+    running, kept = scene.running, scene.manifest
+    if running is None or kept is None or scene.broken or not running.same_stages(target):
+        return False
+    fingerprints = {host: peer.fingerprint for host, peer in kept.peers.items()}
+    wanted = cargo.manifest(target.at(running.epoch), fingerprints)
+    if replace(wanted, split={}) != replace(kept, split={}):  # the record also holds what the split was computed from
         return False
     return all(running.epoch in (scene.presences[host].epochs or ()) for host in running.hosts)
 
@@ -226,12 +237,17 @@ class _Act:
         arguments = ["--host", host.name, "--deployment", self.cargo.name, "--threads", str(spec.cores or 0)]
         self.started.add(host.name)
         self._stop(host)  # one that is there but does not answer
+        hint = "its `python` in the inventory names one that has the runner's packages; edgesplit profile tells"
         host.run(commands.start_runner(spec.interpreter, folder, self.cargo.archive.name, arguments))
         try:
             status(host, spec, folder, self.cargo.archive.name, wait=START_SECONDS)
+        except CommandFailed as error:
+            if error.status not in (126, 127):  # as sh says that a program cannot be run, or is not there
+                raise
+            raise HostError(host.name, f"there is no Python {spec.interpreter} that can be run", hint) from error
         except NotServing as error:
-            log = host.run(commands.log_tail(folder, 5)).strip()
-            raise HostError(host.name, f"the runner did not start: {error}\n{log}".strip()) from error
+            log = host.run(commands.log_tail(folder, 1)).strip()
+            raise HostError(host.name, f"the runner did not start: {log or error.message}", hint) from error
 
     def _prepare(self, host: Host, _: Step) -> None:
         manifest = self.cargo.manifest(self.target, self.fingerprints)
@@ -327,6 +343,10 @@ class _Act:
             return
         need = self.cargo.needs(self.target).get(host.name)
         fresh = sorted(set(need.objects) - presence.objects) if need else []
+        if host.name in self.started:  # the folders it laid out link to what is removed here
+            fresh.append("stages")
+        if not presence.keys:
+            fresh += ["keys", "serial"]
         host.run(commands.remove(*(f"{self._folder(host)}/{path}" for path in [*fresh, "lock"])))
 
 

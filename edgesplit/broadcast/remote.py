@@ -45,7 +45,9 @@ def _answer(host: Host, text: str) -> dict[str, Any]:
     if "absent" in answer:
         raise NotServing(f"{host.name}: {answer['absent']}")
     if "error" in answer:
-        raise HostError(host.name, str(answer["error"]))
+        taken = "port" in str(answer["error"]) and "cannot be used" in str(answer["error"])
+        hint = "another program has it: end that, or set another (`data.port`, `api.port`)" if taken else ""
+        raise HostError(host.name, str(answer["error"]), hint)
     return dict(answer["ok"])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgesplit.errors import CommandFailed, HostError, MovedError
+from edgesplit.errors import CommandFailed, FleetError, HostError, MovedError
 from edgesplit.hosts import commands
 from edgesplit.hosts.fanout import survey
 from edgesplit.hosts.host import Host
@@ -32,18 +32,25 @@ def take_down(
         host.run(commands.remove(folder(host)))
         host.run(commands.remove_empty(inventory.hosts[host.name].work))
 
+    def give_back(host: Host) -> None:
+        host.run(commands.unlock(folder(host)) if there[host.name] else commands.remove(folder(host)))
+        host.run(commands.remove_empty(inventory.hosts[host.name].work))
+
     # every lock first: a watcher that is just moving blocks would bring the deployment back behind our back
     there, errors = survey(hosts, lock)
     held = [error for error in errors.values() if isinstance(error, CommandFailed) and error.status == commands.LOCKED]
     if held:
-        survey({host: hosts[host] for host in there}, lambda host: host.run(commands.unlock(folder(host))))
+        survey({host: hosts[host] for host in there}, give_back)
         raise MovedError(f"{held[0].host} is locked by {held[0].stderr.strip()}", commands.LOCK_HINT)
     _, more = survey({host: hosts[host] for host in there}, clear)
     return there, {**errors, **more}
 
 
 def break_locks(name: str, inventory: Inventory, hosts: Mapping[str, Host]) -> dict[str, str]:
-    """Remove the deployment's lock wherever it is; host -> the note it held. Raises MovedError when none is held."""
+    """Remove the deployment's lock wherever it is; host -> the note it held.
+
+    Raises MovedError when none is held, FleetError when none is found and some host does not answer.
+    """
 
     def open_up(host: Host) -> str:
         folder = f"{inventory.hosts[host.name].work}/{name}"
@@ -55,8 +62,10 @@ def break_locks(name: str, inventory: Inventory, hosts: Mapping[str, Host]) -> d
         host.run(commands.audit(folder, f"lock broken: it was held by {note}"))
         return note
 
-    found, _ = survey(hosts, open_up)
+    found, errors = survey(hosts, open_up)
     broken = {host: note for host, note in found.items() if note}
+    if errors and not broken:
+        raise FleetError(list(errors.values()))
     if not broken:
-        raise MovedError(f"no host holds a lock of {name}")
+        raise MovedError(f"no host holds a lock of {name}", "there is nothing to unlock")
     return broken

@@ -35,7 +35,7 @@ def run(
         cargo = space.cargo()
     with connect(space.inventory) as hosts:
         scene = look(cargo, hosts)
-        if settled(scene, target):
+        if settled(cargo, scene, target):
             _report(as_json, {"changed": False, "epoch": scene.running.epoch if scene.running else 0})
             talk.print(f"nothing to do: {space.plan.name} serves this very split")
             return

@@ -56,7 +56,12 @@ def _measure(
 ) -> HostProfile | str:
     spec = inventory.hosts[host.name]
     command = probes.measure(spec, plan, config, entry=host.name == plan.entry)
-    text = host.run(command, stdin=runner_archive().data, timeout=MEASURE_SECONDS)
+    try:
+        text = host.run(command, stdin=runner_archive().data, timeout=MEASURE_SECONDS)
+    except CommandFailed as error:
+        if error.status not in (126, 127):  # as sh says that a program cannot be run, or is not there
+            raise
+        return f"there is no Python {spec.interpreter} that can be run"
     try:
         result: HostProfile | str = probes.parse_measure(text)
     except NoProfile as error:
