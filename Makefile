@@ -16,7 +16,7 @@ check: .venv/ready
 	$(BIN)/ruff format --check edgesplit tests plans
 	$(BIN)/ruff check edgesplit tests plans
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not fleet and not ssh"
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not ssh" tests/unit
 
 # The stamp is made last: an install that was broken off is begun again.
 .venv/ready: pyproject.toml

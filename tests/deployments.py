@@ -14,12 +14,12 @@ from typing import Any
 
 from conftest import free_port
 from models import make_checkpoint
+from profiles import NAMES
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.push import look, push, signature
 from edgesplit.broadcast.teardown import take_down
 from edgesplit.cli.render import Quiet
-from edgesplit.fleet import Fleet, HostProfile, LinkProfile, StageTimes
 from edgesplit.hosts.fanout import connect
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import DataPlane, HostSpec, Inventory, SshTarget
@@ -27,9 +27,6 @@ from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.model.shards import cut
 from edgesplit.plan import Api, ModelPlan, ModelSource, Pin, WatchPolicy, Workload
 from edgesplit.split import Split, split_from_placement
-
-NAMES = ("desk", "shelf", "attic")  # desk is the trusted entry
-MIB = 2**20
 
 
 @dataclass
@@ -136,37 +133,6 @@ def deployment(
                 with contextlib.suppress(OSError, ValueError):
                     os.kill(made.pid(name), 9)
             assert not errors, errors
-
-
-def fleet(layer: float = 2e-3, **layers: float) -> Fleet:
-    """A profile as if measured: `layer` seconds per layer everywhere, or per host by name."""
-    return Fleet(
-        hosts={
-            name: HostProfile(
-                cores=1,
-                memory_total=2**34,
-                memory_available=2**33,
-                load=0,
-                python="3.11",
-                packages={},
-                device="cpu",
-                runtime_bytes=400 * MIB,
-                times=StageTimes(
-                    decode_layer=layers.get(name, layer),
-                    decode_overhead=1e-3,
-                    prefill_layer=layers.get(name, layer),
-                    prefill_overhead=1e-3,
-                    head=1e-3,
-                    chunk_tokens=8,
-                    context=24,
-                ),
-            )
-            for name in NAMES
-        },
-        links={a: {b: LinkProfile(rtt=1e-4, bandwidth=1e9) for b in NAMES if b != a} for a in NAMES},
-        measured_at=0.0,
-        plan="",
-    )
 
 
 def unsplit(model: Path, prompt: list[int], count: int) -> tuple[list[int], Any]:

@@ -67,7 +67,9 @@ def read(path: Path) -> Text:
         paragraphs = [part.strip() for part in re.split(r"\n\s*\n", section) if part.strip()]
         asked = [re.fullmatch(r"Question: (.+)\nAnswer: (.+)", part) for part in paragraphs]
         pairs += [(match.group(1), match.group(2)) for match in asked if match]
-        told = [part for part, match in zip(paragraphs, asked, strict=True) if not match and not part.startswith(("|", ">"))]
+        told = [
+            part for part, match in zip(paragraphs, asked, strict=True) if not match and not part.startswith(("|", ">"))
+        ]
         if told:
             sections.append("\n\n".join(told))
     prose = "".join(BEGIN + section + END for section in sections)

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
-from rings import NOW
+from links import NOW
 
 from edgesplit.broadcast.authority import command_key, create, issue
 from edgesplit.broadcast.signing import Signer

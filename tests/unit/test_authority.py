@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from rings import NOW, identities
+from links import NOW, identities
 
 from edgesplit.broadcast.authority import LIFETIME, SKEW, Secrets, command_key, create, fingerprint, issue
 from edgesplit.errors import DeployError

@@ -21,7 +21,7 @@ from edgesplit.inventory import DataPlane, HostSpec, Inventory, SshTarget, load_
 from edgesplit.units import parse_time
 from edgesplit.values import Value
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REMEDY = "give each its own data.port or data.address"
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from deployments import fleet
 from hypothesis import given
 from hypothesis import strategies as st
+from profiles import fleet
 
 from edgesplit.inventory import Inventory
 from edgesplit.model.blocks import Block, Chain

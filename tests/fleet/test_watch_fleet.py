@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import SshdFarm
-from deployments import NAMES, Deployment, deployment
+from deployments import Deployment, deployment
+from profiles import NAMES
 
 from edgesplit.cli.render import Quiet
 from edgesplit.orchestrator.watch import Event, Watch

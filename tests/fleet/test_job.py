@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Sshd, SshdFarm, SshKeys, free_port
-from deployments import NAMES
 from models import make_checkpoint
+from profiles import NAMES
 
 pytestmark = pytest.mark.fleet
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EDGESPLIT = str(Path(sys.executable).parent / "edgesplit")
 
 

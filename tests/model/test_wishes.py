@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rings import manifest
+from links import manifest
 
 from edgesplit.runner.sampling import Sampling
 from edgesplit.runner.wishes import DEFAULT_MAX_TOKENS, BadRequest, Wish, read_wish

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import LOCALHOST
+from links import eventually, no_thread_left
 from models import make_checkpoint, tokenizer
-from rings import Rig, eventually, no_thread_left, ship
+from rings import Rig, ship
 from transformers import AutoModelForCausalLM
 
 from edgesplit.runner import api as api_module

@@ -15,7 +15,7 @@ import pytest
 
 from edgesplit.broadcast.archive import runner_archive
 
-ROOT = Path(__file__).parents[1] / "edgesplit"
+ROOT = Path(__file__).parents[2] / "edgesplit"
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in sorted(ROOT.rglob("*.py"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import LOCALHOST, free_port
-from rings import eventually, no_thread_left
+from links import eventually, no_thread_left
 
 from edgesplit.runner import control, probe
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from deployments import fleet
+from profiles import fleet
 
 from edgesplit.profiling.capacity import FLOOR, HostState, State, Thresholds, current, observe, slowdown
 from edgesplit.profiling.probes import Reading, StageReading

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import LOCALHOST
-from rings import eventually, identities, no_thread_left
+from links import eventually, identities, no_thread_left
 
 from edgesplit.runner import link
 from edgesplit.runner.link import Call, Identity, LinkError, Listener, Sender, connect

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rings import NOW, manifest
+from links import NOW, manifest
 
 from edgesplit.broadcast.authority import command_key, create, issue
 from edgesplit.broadcast.signing import Signer

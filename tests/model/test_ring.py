@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import LOCALHOST
+from links import eventually, manifest, no_thread_left
 from models import make_checkpoint
-from rings import Answer, Cargo, Rig, eventually, manifest, no_thread_left, ship
+from rings import Answer, Cargo, Rig, ship
 from transformers import AutoModelForCausalLM, Mamba2Config
 
 from edgesplit.runner import core as core_module

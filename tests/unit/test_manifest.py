@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import pytest
-from rings import SHAS, manifest
+from links import SHAS, manifest
 
 from edgesplit.runner.manifest import ManifestError, fingerprint, parse
 

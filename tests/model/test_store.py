@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from links import SHAS, manifest
 from models import make_checkpoint
-from rings import SHAS, manifest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

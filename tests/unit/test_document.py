@@ -20,7 +20,7 @@ from edgesplit.inventory import HostSpec, Inventory, load_inventory
 from edgesplit.plan import ModelPlan, load_plan
 from edgesplit.values import Value
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAME_RULE = "expected a name: at most 63 letters, digits, '.', '_' and '-', the first of them a letter or digit"
 YAML_TAG = "tag:yaml.org,2002:"
 Read = Callable[..., list[str]]

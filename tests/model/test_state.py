@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from rings import manifest
+from links import manifest
 
 from edgesplit.runner.ring import Ring
 from edgesplit.runner.state import TABLE, Event, IllegalEvent, State, step
