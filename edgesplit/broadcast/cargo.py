@@ -5,8 +5,9 @@ Must not know: which host has what already, how things travel.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from edgesplit.broadcast.archive import Archive, runner_archive
@@ -101,9 +102,20 @@ class Cargo:
             split=target.model_dump(mode="json"),
         )
 
+    def matches(self, kept: Manifest) -> bool:
+        """Is what serves what this plan, inventory and checkpoint would make of the same split?"""
+        fingerprints = {host: peer.fingerprint for host, peer in kept.peers.items()}
+        wanted = self.manifest(split_of(kept), fingerprints)
+        return replace(wanted, split={}) == replace(kept, split={})  # `split` also says what it was computed from
+
     def _peer(self, host: str, fingerprint: str) -> Peer:
         spec = self.inventory.hosts[host]
         return Peer(spec.data_address, spec.data.port, fingerprint)
+
+
+def split_of(kept: Manifest) -> Split:
+    """The split that a manifest was made for."""
+    return Split.model_validate_json(json.dumps(kept.split))
 
 
 def shard_path(sha256: str) -> str:

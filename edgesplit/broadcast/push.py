@@ -10,16 +10,16 @@ import datetime
 import getpass
 import hashlib
 import itertools
-import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import Any, Protocol
 
 from edgesplit.broadcast.authority import HostKeys, Secrets, command_key, create, fingerprint, issue
-from edgesplit.broadcast.cargo import Cargo, Thing
+from edgesplit.broadcast.cargo import Cargo, Thing, split_of
 from edgesplit.broadcast.remote import NotServing, ask, manifest, present, read_secrets, status
 from edgesplit.broadcast.signing import Signer
 from edgesplit.broadcast.transition import Phase, Presence, Step, transition
@@ -54,10 +54,13 @@ class Scene:
     """What was found before anything is changed."""
 
     presences: Mapping[str, Presence]
-    running: Split | None  # what the entry serves, if it does
+    manifest: Manifest | None  # of the epoch that the entry serves, if it does
     broken: str  # why the running ring is broken; "" when it is not, or there is none
     serial: int  # the newest that any runner has honoured
-    manifest: Manifest | None = None  # of `running`
+
+    @cached_property
+    def running(self) -> Split | None:
+        return None if self.manifest is None else split_of(self.manifest)
 
     @property
     def next_epoch(self) -> int:
@@ -79,28 +82,19 @@ def look(cargo: Cargo, hosts: Mapping[str, Host]) -> Scene:
         kept = manifest(hosts[cargo.plan.entry], cargo.folder(cargo.plan.entry))
         broken = str(entry[1]["epochs"].get(str(entry[1]["serving"]), {}).get("reason", ""))
     serial = max((int(state["serial"]) for _, state in reports.values() if state is not None), default=0)
-    running = None if kept is None else _split(kept)
-    return Scene({name: presence for name, (presence, _) in reports.items()}, running, broken, serial, kept)
+    return Scene({name: presence for name, (presence, _) in reports.items()}, kept, broken, serial)
 
 
 def served(host: Host, folder: str) -> Split | None:
     """The split of the manifest a host keeps."""
     found = manifest(host, folder)
-    return None if found is None else _split(found)
-
-
-def _split(kept: Manifest) -> Split:
-    return Split.model_validate_json(json.dumps(kept.split))
+    return None if found is None else split_of(found)
 
 
 def settled(cargo: Cargo, scene: Scene, target: Split) -> bool:
     """Is this very split of these very weights serving already, as the plan wishes, on runners that are all there?"""
     running, kept = scene.running, scene.manifest
-    if running is None or kept is None or scene.broken or not running.same_stages(target):
-        return False
-    fingerprints = {host: peer.fingerprint for host, peer in kept.peers.items()}
-    wanted = cargo.manifest(target.at(running.epoch), fingerprints)
-    if replace(wanted, split={}) != replace(kept, split={}):  # the record also holds what the split was computed from
+    if running is None or kept is None or scene.broken or not running.same_stages(target) or not cargo.matches(kept):
         return False
     return all(running.epoch in (scene.presences[host].epochs or ()) for host in running.hosts)
 

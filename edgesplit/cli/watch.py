@@ -26,10 +26,11 @@ def run(
     import signal
     import time
 
-    from edgesplit.broadcast.push import served
+    from edgesplit.broadcast.cargo import split_of
+    from edgesplit.broadcast.remote import manifest
     from edgesplit.cli.render import Quiet, talk
     from edgesplit.cli.workspace import Workspace
-    from edgesplit.errors import ServingError
+    from edgesplit.errors import MovedError, ServingError
     from edgesplit.hosts.fanout import connect
     from edgesplit.orchestrator.watch import Watch
 
@@ -38,11 +39,16 @@ def run(
     space = Workspace.open(plan, inventory)
     fleet, cargo = space.fleet(), space.cargo()
     with connect(space.inventory) as hosts:
-        running = served(hosts[space.plan.entry], cargo.folder(space.plan.entry))
-        if running is None:
+        kept = manifest(hosts[space.plan.entry], cargo.folder(space.plan.entry))
+        if kept is None:
             raise ServingError(f"{space.plan.name} is not deployed", f"edgesplit deploy {plan}")
-        watch = Watch(cargo, fleet, hosts, running, Quiet())
-        talk.print(f"watching epoch {running.epoch} of {space.plan.name}; Ctrl-C stops watching")
+        if not cargo.matches(kept):
+            raise MovedError(
+                "the plan, the inventory or the checkpoint is not the one that is deployed",
+                f"run: edgesplit plan {plan} and edgesplit deploy {plan}",
+            )
+        watch = Watch(cargo, fleet, hosts, split_of(kept), Quiet())
+        talk.print(f"watching epoch {kept.epoch} of {space.plan.name}; Ctrl-C stops watching")
         try:
             while True:
                 start = time.monotonic()
