@@ -25,7 +25,7 @@ from .manifest import fingerprint
 from .wire import Decoder, Kind, Message, WireError, encode
 
 BEAT = 1.0  # seconds; a third of SILENCE, so that two lost beats are forgiven
-SILENCE = 3.0  # seconds; the detection time the serving issue asks for
+SILENCE = 3.0  # seconds until a silent peer counts as lost: three missed beats
 GREETING = 5.0  # seconds a stranger has to finish TLS and say HELLO, however he spreads his bytes
 LINGER = 1.0  # seconds a refused caller has to read why
 CALLERS = 32  # connections that may be greeting at once
