@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from deployments import Deployment, deployment
+from models import make_checkpoint
 
 from edgesplit.broadcast.push import look, push, settled
 from edgesplit.broadcast.remote import ask
@@ -15,6 +17,8 @@ from edgesplit.cli.render import Quiet
 from edgesplit.errors import DeployError, HostError, MovedError, Unreachable
 from edgesplit.hosts import commands
 from edgesplit.hosts.host import Host
+from edgesplit.model.checkpoint import open_checkpoint
+from edgesplit.model.shards import cut
 from edgesplit.split import split_from_placement
 
 pytestmark = pytest.mark.fleet
@@ -123,3 +127,17 @@ def test_a_move_sends_only_what_the_hosts_do_not_have(tmp_path: Path) -> None:
         target = split_from_placement(("desk", "desk", "desk", "shelf", "shelf", "desk"))
         push(made.cargo, target, made.hosts, scene, Count(), reason="test")
         assert sent == {"desk": made.cargo.cut.blocks[2].size}  # layers.1, and nothing else
+
+
+def test_other_limits_or_weights_are_not_what_serves(tmp_path: Path) -> None:
+    with deployment(tmp_path) as made:
+        made.push(*FIRST)
+        scene = look(made.cargo, made.hosts)
+        assert settled(made.cargo, scene, split_from_placement(FIRST))
+        workload = made.plan.workload.model_copy(update={"max_context": 128})
+        narrower = replace(made.cargo, plan=made.plan.model_copy(update={"workload": workload}))
+        other = make_checkpoint(tmp_path / "other", seed=1)
+        checkpoint = open_checkpoint(other, str(other), "float32")
+        retrained = replace(made.cargo, checkpoint=checkpoint, cut=cut(checkpoint, tmp_path / "others.json"))
+        for changed in (narrower, retrained):
+            assert not settled(changed, scene, split_from_placement(FIRST))
