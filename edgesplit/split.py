@@ -72,11 +72,6 @@ class Split(Value):
         """Each host once, in ring order."""
         return tuple(dict.fromkeys(stage.host for stage in self.stages))
 
-    @property
-    def boundaries(self) -> tuple[int, ...]:
-        """Last block of every stage but the last."""
-        return tuple(stage.last for stage in self.stages[:-1])
-
     def of(self, host: str) -> tuple[Stage, ...]:
         return tuple(stage for stage in self.stages if stage.host == host)
 

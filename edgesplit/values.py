@@ -11,11 +11,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from edgesplit.units import parse_rate, parse_size, parse_time
+from edgesplit.units import parse_size, parse_time
 
 Size = Annotated[int, BeforeValidator(parse_size)]  # bytes
 Time = Annotated[float, BeforeValidator(parse_time)]  # seconds
-Rate = Annotated[float, BeforeValidator(parse_rate)]  # bytes per second
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 

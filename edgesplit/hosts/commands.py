@@ -51,11 +51,6 @@ def receive(target: str, sha256: str, mode: str = "600") -> Command:
     )
 
 
-def listing(folder: str) -> Command:
-    """Names in a folder, one a line; nothing when it is not there."""
-    return Command(f"list {folder}", f"ls -1 {path(folder)} 2>/dev/null || true")
-
-
 def survey(folder: str) -> Command:
     """What is in a deployment's folder: "." and then its files, two levels deep, one a line; nothing without it."""
     return Command(

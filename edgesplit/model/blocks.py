@@ -53,10 +53,6 @@ class Chain(Value):
     def weight_bytes(self) -> int:
         return sum(block.weight_bytes for block in self.blocks) + self.common_bytes
 
-    def index(self, name: str) -> int:
-        """Block number of "embedding", "head" or "layers.K". Raises ValueError."""
-        return self.select(name)[0]
-
     def select(self, name: str) -> range:
         """Block numbers of a name or a range such as "layers.0-4". Raises ValueError saying what is legal."""
         if name == EMBEDDING:

@@ -54,7 +54,6 @@ def test_a_chain_adds_up() -> None:
 )
 def test_blocks_by_name(name: str, blocks: list[int]) -> None:
     assert list(chain(4).select(name)) == blocks
-    assert chain(4).index(name) == blocks[0]
 
 
 @pytest.mark.parametrize(

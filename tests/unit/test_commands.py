@@ -46,7 +46,6 @@ def test_path(text: str, quoted: str) -> None:
 
 def test_lines() -> None:
     assert commands.read("~/a b").line == "cat \"$HOME\"/'a b'"
-    assert commands.listing("/w").line == "ls -1 /w 2>/dev/null || true"
     assert commands.remove("/w/a", "~/it's").line == "rm -rf /w/a \"$HOME\"/'it'\"'\"'s'"
     assert commands.unlock("~/w").line == 'rm -rf "$HOME"/w/lock'
     assert commands.control("python3", "~/w", "run ner.pyz", 5).line == (
@@ -113,15 +112,6 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     HOST.run(commands.receive("~/my work/it's", sha256(b"x")), b"x")
     assert (tmp_path / "my work" / "it's").read_bytes() == b"x"
-    assert HOST.run(commands.listing("~/my work")) == "it's\n"
-    assert HOST.run(commands.listing("~")) == "my work\n"
-
-
-def test_listing(tmp_path: Path) -> None:
-    assert HOST.run(commands.listing(str(tmp_path / "absent"))) == ""
-    (tmp_path / "a b").touch()
-    (tmp_path / "c").touch()
-    assert HOST.run(commands.listing(str(tmp_path))) == "a b\nc\n"
 
 
 def test_read_if_there(tmp_path: Path) -> None:
