@@ -9,30 +9,26 @@ Must not know: files beyond the config, hosts.
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import warnings
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import DynamicCache
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging
 
 from edgesplit.errors import ModelError
-from edgesplit.model.blocks import COMMON, EMBEDDING, HEAD, Block, Chain
-from edgesplit.model.headers import ELEMENT, TensorAt, some
+from edgesplit.model.accounting import DTYPE_BYTES, blocks, probe, sizes
+from edgesplit.model.blocks import COMMON, Chain
+from edgesplit.model.headers import TensorAt, some
 from edgesplit.runner.anatomy import Anatomy, AnatomyError, examine, read_config, skeleton
 from edgesplit.runner.stage import DTYPES
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What transformers raises on a config that it knows but cannot build: each family checks its own numbers in its own way
 _FOREIGN = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError,
                 AssertionError, ImportError, StrictDataclassError)  # fmt: skip
@@ -55,16 +51,16 @@ def analyse(folder: Path, name: str, dtype: str, tensors: Tensors, contents: str
     model, anatomy, config = _build(folder, dtype, len(tensors))
     places = _places(folder, model, anatomy, tensors)
     with _translated(folder, "run"):
-        probe = _probe(model, anatomy, config)
-    sizes = _sizes(tensors, places, DTYPE_BYTES[dtype])
+        found = probe(model, anatomy, config)
+    weights = sizes(tensors, places, DTYPE_BYTES[dtype])
     own_head = any(place == anatomy.count + 1 for place in places.values())
     chain = Chain(
         model=name,
         architecture=type(model).__name__,
         dtype=dtype,
-        blocks=_blocks(anatomy, probe, sizes, DTYPE_BYTES[dtype]),
-        common_bytes=sizes[COMMON],
-        max_context=probe.max_context,
+        blocks=blocks(anatomy, found, weights, DTYPE_BYTES[dtype]),
+        common_bytes=weights[COMMON],
+        max_context=found.max_context,
         checkpoint=contents,
     )
     return Structure(chain, places, f"{anatomy.head}.weight" in model.all_tied_weights_keys and not own_head)
@@ -193,98 +189,3 @@ def _check_complete(folder: Path, anatomy: Anatomy, found: Collection[int], miss
             raise ModelError(f"{folder} holds no weights of its {what} (of {anatomy.count} layers)", hint)
     if missing:
         raise ModelError(f"{folder} lacks weights of the model: {some(sorted(missing))}", hint)
-
-
-# --- sizes ---
-
-
-def _sizes(tensors: Tensors, places: Mapping[str, int], element: int) -> Counter[int]:
-    """Bytes in memory per place, floating weights counted at the plan's dtype."""
-    sizes: Counter[int] = Counter()
-    for key, place in places.items():
-        dtype = tensors[key].dtype
-        floating = dtype.startswith(("F", "BF"))
-        sizes[place] += math.prod(tensors[key].shape) * (element if floating else ELEMENT[dtype])
-    return sizes
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """Per layer: KV bytes per token, state bytes per sequence; bytes per token behind the embedding and each layer."""
-
-    kv: tuple[int, ...]
-    state: tuple[int, ...]
-    boundary: tuple[int, ...]
-    max_context: int | None
-    active: float  # share of the layers' weights one token uses (mixture of experts: fewer than all)
-
-
-def _probe(model: Any, anatomy: Anatomy, config: Any) -> _Probe:
-    """Run the model on shapes only."""
-    outputs: dict[int, int] = {}
-
-    def watch(number: int) -> Any:
-        def hook(_module: Any, _args: Any, output: Any) -> None:
-            first = output if not isinstance(output, tuple) else output[0]
-            outputs[number] = first[:, :1].numel() * first.element_size()
-
-        return hook
-
-    layers = model.get_submodule(anatomy.layers)
-    handles = [layer.register_forward_hook(watch(number)) for number, layer in enumerate(layers, start=1)]
-    short, long = (_cached(model, config, tokens) for tokens in (8, 9))
-    for handle in handles:
-        handle.remove()
-    if not any(long):
-        raise AnatomyError(f"{type(model).__name__} does not keep its state in the cache it is given")
-    kv = tuple(after - before for before, after in zip(short, long, strict=True))
-    text = config.get_text_config(decoder=True)
-    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
-    used = getattr(text, "num_experts_per_tok", None)
-    positions = getattr(text, "max_position_embeddings", None)
-    return _Probe(
-        kv=kv,
-        state=tuple(before - 8 * each for before, each in zip(short, kv, strict=True)),
-        boundary=(outputs[1], *(outputs[number] for number in range(1, anatomy.count + 1))),
-        max_context=positions if type(positions) is int else None,
-        active=used / experts if experts and used else 1.0,
-    )
-
-
-def _cached(model: Any, config: Any, tokens: int) -> list[int]:
-    """Bytes in the cache of each layer after a run of `tokens` tokens, on the meta device."""
-    cache = DynamicCache(config=config)
-    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return [sum(map(_meta_bytes, vars(layer).values())) for layer in cache.layers]
-
-
-def _meta_bytes(value: Any) -> int:
-    """Bytes of a cache layer's attribute: a tensor, or tensors by number (states of linear attention), or neither."""
-    tensors = value.values() if isinstance(value, dict) else [value]
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor) and t.is_meta)
-
-
-def _blocks(anatomy: Anatomy, probe: _Probe, sizes: Counter[int], element: int) -> tuple[Block, ...]:
-    def flops(weight_bytes: int, active: float) -> int:
-        return round(2 * weight_bytes / element * active)
-
-    head = sizes[anatomy.count + 1]
-    embedding = Block(name=EMBEDDING, kind="embedding", weight_bytes=sizes[0], kv_bytes_per_token=0, state_bytes=0,
-                      flops_per_token=0, output_bytes_per_token=probe.boundary[0])  # fmt: skip
-    layers = [
-        Block(
-            name=f"layers.{number}",
-            kind="layer",
-            weight_bytes=sizes[number + 1],
-            kv_bytes_per_token=probe.kv[number],
-            state_bytes=probe.state[number],
-            flops_per_token=flops(sizes[number + 1], probe.active),
-            output_bytes_per_token=probe.boundary[number + 1],
-        )
-        for number in range(anatomy.count)
-    ]
-    last = Block(name=HEAD, kind="head", weight_bytes=head, kv_bytes_per_token=0, state_bytes=0,
-                 flops_per_token=flops(head or sizes[0], 1.0), output_bytes_per_token=0)  # fmt: skip
-    return (embedding, *layers, last)
