@@ -147,7 +147,7 @@ def _place(weight: str, anatomy: Anatomy) -> int:
     layer = re.match(rf"{re.escape(anatomy.layers)}\.(\d+)\.", weight)
     if layer:
         return int(layer.group(1)) + 1
-    if weight.startswith(f"{anatomy.embedding}."):
+    if any(weight.startswith(f"{path}.") for path in (anatomy.embedding, *anatomy.carried)):
         return 0
     return anatomy.count + 1 if weight.startswith(f"{anatomy.head}.") else COMMON
 

@@ -1,17 +1,20 @@
 """Where the parts of a Hugging Face causal LM are: its embedding, its decoder layers, its head.
 
-Found by structure, for any architecture, on a model built on the meta device; no table of families.
+Found by structure, for any architecture, on a model built on the meta device.
 Must not know: weights, stages, hosts.
 """
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from .families import family
 
 
 class AnatomyError(ValueError):
@@ -20,13 +23,15 @@ class AnatomyError(ValueError):
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Dotted module paths, as in `model.get_submodule(path)`. `layers` is the ModuleList of decoder layers."""
+    """Dotted module paths, as in `model.get_submodule(path)`. `layers` is the ModuleList of decoder layers; `carried`
+    are the embeddings that later layers read again."""
 
     embedding: str
     layers: str
     head: str
     count: int
     hidden: int
+    carried: tuple[str, ...] = ()
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -34,6 +39,12 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise AnatomyError(f"{config.model_type!r} has no causal language model in transformers")
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def cache_argument(kind: type[PreTrainedModel]) -> str:
+    """What the model's forward calls the cache; families of state alone have their own word for it."""
+    takes = inspect.signature(kind.forward).parameters
+    return "cache_params" if "cache_params" in takes and "past_key_values" not in takes else "past_key_values"
 
 
 def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -69,4 +80,11 @@ def examine(model: PreTrainedModel) -> Anatomy:
         head=names[id(head)],
         count=count,
         hidden=int(embedding.weight.shape[-1]),
+        carried=_carried(model),
     )
+
+
+def _carried(model: PreTrainedModel) -> tuple[str, ...]:
+    wanted = family(model.config.get_text_config(decoder=True).model_type).carried
+    ends = {name.rpartition(".")[2]: name for name, _ in model.named_modules()}
+    return tuple(ends[end] for end in wanted if end in ends)

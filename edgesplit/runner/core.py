@@ -11,7 +11,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,7 +73,9 @@ class Core:
             self._listen(manifest)
             if self.host == manifest.entry:
                 self._open_api(manifest)
-            stages = {number: self._stage(manifest, number, place) for number, place in places.items()}
+            stages: dict[int, Stage] = {}
+            for number, place in places.items():
+                stages[number] = self._stage(manifest, number, place, stages.values())
             ring = Ring(manifest, self.host, stages, self._worker)
             ring.sampled = self._trial_over
             ring.broken = lambda: self._trial_broken(ring)
@@ -237,15 +239,15 @@ class Core:
         except KeyError:
             raise CoreError(f"epoch {epoch} was not prepared here") from None
 
-    def _stage(self, manifest: Manifest, number: int, place: StagePlace) -> Stage:
-        """Load a stage, or take it from another epoch that holds the same blocks of the same checkpoint."""
-        wanted = _contents(manifest, place)
-        for ring in self._rings.values():
-            for other, stage in ring.stages.items():
-                if _contents(ring.manifest, ring.manifest.stages[other]) == wanted:
-                    return stage
+    def _stage(self, manifest: Manifest, number: int, place: StagePlace, fresh: Iterable[Stage]) -> Stage:
+        """Load a stage; blocks that stages of the same checkpoint hold here already, of any epoch, are shared."""
+        kin = [ring for ring in self._rings.values() if _contents(ring.manifest) == _contents(manifest)]
+        stages = (*(stage for ring in kin for stage in ring.stages.values()), *fresh)
+        for stage in stages:
+            if (stage.range.first, stage.range.last) == (place.first, place.last):
+                return stage
         folder = self.store.lay_out(manifest, number)
-        return Stage.load(folder, place.first, place.last, manifest.dtype, self.device)
+        return Stage.load(folder, place.first, place.last, manifest.dtype, self.device, stages)
 
     def _listen(self, manifest: Manifest) -> None:
         me = manifest.peers[self.host]
@@ -300,9 +302,9 @@ class Core:
             self._api = None
 
 
-def _contents(manifest: Manifest, place: StagePlace) -> tuple[Any, ...]:
-    """Two stages with the same are the same."""
-    return (place.first, place.last, manifest.dtype, manifest.shards, manifest.common, manifest.files)
+def _contents(manifest: Manifest) -> tuple[Any, ...]:
+    """Two manifests with the same hold the same weights in the same form."""
+    return (manifest.dtype, manifest.shards, manifest.common, manifest.files)
 
 
 def rss() -> int:

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from .cache import Sequence
 from .link import Sender
 from .manifest import Manifest
 from .scheduler import Work
-from .stage import DTYPES, Hidden, Sequence, Stage
+from .stage import DTYPES, Hidden, Stage
 from .state import Event, State, step
 from .wire import Flag, Kind, Message, Tensor
 from .worker import Worker
@@ -156,7 +157,7 @@ class Ring:
             self._break(self.host, f"sequence {work.sequence} is at {sequence.tokens}, not at {work.position}")
             return
         start = time.perf_counter()
-        result = stage.forward(sequence, _arrived(work.payload))
+        result = stage.forward(sequence, _arrived(work.payload, stage.carried))
         self.clocks[work.stage].add(time.perf_counter() - start, sequence.tokens - work.position, prefill=work.prefill)
         if isinstance(result, Hidden):
             self._send(work, result)
@@ -165,7 +166,7 @@ class Ring:
 
     def _send(self, work: Work[Any], hidden: Hidden) -> None:
         flags = Flag.TUPLE * hidden.tuple_ | Flag.SAMPLE * work.sample | Flag.PREFILL * work.prefill
-        tensors = tuple(None if tensor is None else _to_wire(tensor) for tensor in hidden.tensors)
+        tensors = tuple(None if tensor is None else _to_wire(tensor) for tensor in (*hidden.tensors, *hidden.carried))
         number = work.stage + 1
         message = Message(Kind.WORK, self.epoch, number, work.sequence, work.position, flags, tensors)
         self._senders[self.manifest.stages[number].host].send(message)
@@ -176,7 +177,9 @@ class Ring:
         Not in the other stages of this host: work for them may still be on its way, and must find its cache.
         """
         self._worker.forget(self.epoch, (number, sequence))
-        self._sequences.pop((number, sequence), None)
+        dropped = self._sequences.pop((number, sequence), None)
+        if dropped is not None and number in self.stages:
+            self.stages[number].caches.drop(dropped)
         behind = number + 1
         if behind < len(self.manifest.stages) and self.state in (State.LINKED, State.SERVING):
             sender = self._senders.get(self.manifest.stages[behind].host)
@@ -209,12 +212,14 @@ def _work(message: Message) -> Work[Any]:
     )
 
 
-def _arrived(payload: torch.Tensor | Message) -> torch.Tensor | Hidden:
-    """Token ids as they are; what came over the wire as tensors again."""
+def _arrived(payload: torch.Tensor | Message, carried: int) -> torch.Tensor | Hidden:
+    """Token ids as they are; what came over the wire as tensors again, of which the last `carried` are embeddings."""
     if isinstance(payload, torch.Tensor):
         return payload
-    tensors = tuple(None if tensor is None else _from_wire(tensor) for tensor in payload.tensors)
-    return Hidden(tensors, bool(payload.flags & Flag.TUPLE))
+    tensors = [None if tensor is None else _from_wire(tensor) for tensor in payload.tensors]
+    kept = len(tensors) - carried
+    embeddings = tuple(tensor for tensor in tensors[kept:] if tensor is not None)
+    return Hidden(tuple(tensors[:kept]), bool(payload.flags & Flag.TUPLE), embeddings)
 
 
 def _from_wire(tensor: Tensor) -> torch.Tensor:

@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from edgesplit.runner.anatomy import AnatomyError, examine, model_class, read_config
-from edgesplit.runner.stage import Hidden, Range, Stage, StageError
+from edgesplit.runner.hollow import Range
+from edgesplit.runner.stage import Hidden, Stage, StageError
 
 LAYERS = 3  # blocks: 0 embedding, 1 to 3 layers, 4 head
 PROMPT = [40, 7, 99, 140, 23, 200, 81, 17, 64]

@@ -26,7 +26,7 @@ MODULES = {
 PURE = {
     *("errors", "units", "values", "split", "fleet", "model.blocks", "profiling.probes", "profiling.capacity"),
     *("orchestrator.decide", "broadcast.transition", "broadcast.signing", "hosts.commands", "hosts.known_hosts"),
-    *("runner.wire", "runner.state", "runner.scheduler", "runner.manifest", "runner.text"),
+    *("runner.wire", "runner.state", "runner.scheduler", "runner.manifest", "runner.text", "runner.families"),
     *(name for name in MODULES if name.startswith("revision.") and not name.endswith("__init__")),
 }
 IMPURE = {
@@ -50,9 +50,16 @@ MAY_IMPORT = {
     "": set[str](),
 }
 BESIDE = ["errors", "units", "values", "document", "inventory", "plan", "fleet", "split"]  # each imports earlier ones
-RUNNER_VALUES = {"manifest", "anatomy", "stage", "wire", "state"}  # what the controller may import of the runner
+RUNNER_VALUES = {
+    "manifest",
+    "anatomy",
+    "stage",
+    "families",
+    "wire",
+    "state",
+}  # what the controller may import of the runner
 RUNNER_PACKAGES = {"cryptography", "safetensors", "starlette", "torch", "transformers", "uvicorn"}
-SHIPPED = 64 * 2**10  # bytes of the runner archive; it crosses slow links before anything else does
+SHIPPED = 96 * 2**10  # bytes of the runner archive; it crosses slow links before anything else does
 
 MAX_LINES = 400
 MAX_FUNCTION = 60
