@@ -56,7 +56,14 @@ def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 def read_config(folder: str) -> PreTrainedConfig:
     """The config of a local folder; code from the checkpoint is never run."""
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return _language(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+
+
+def _language(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Of a config with parts, the part its causal LM is built from, as AutoModelForCausalLM chooses it."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    whole = kind is None or isinstance(kind, tuple) or kind.config_class is not config.sub_configs.get("text_config")
+    return config if whole else config.get_text_config()
 
 
 def examine(model: PreTrainedModel) -> Anatomy:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import os
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .anatomy import cache_argument, read_config
 from .cache import Caches, Rows, Sequence
 from .families import family
 from .hollow import Leave, Lent, Wire, hollowed
+from .weights import lazy_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -113,11 +115,10 @@ class Stage:
         try:
             with _quiet():
                 model, info = kind.from_pretrained(
-                    folder,
+                    None,
                     config=config,
+                    state_dict=lazy_tensors(folder, DTYPES[dtype]),
                     dtype=DTYPES[dtype],
-                    local_files_only=True,
-                    use_safetensors=True,
                     ignore_mismatched_sizes=True,  # they are told below, by name
                     output_loading_info=True,
                 )
@@ -245,9 +246,13 @@ def _renew_buffers(model: PreTrainedModel, config: PreTrainedConfig, device: str
 
 
 class _quiet:  # noqa: N801 - reads as a statement
-    """transformers reports every foreign key of a shard as unexpected; here they are expected."""
+    """transformers reports every foreign key of a shard as unexpected; here they are expected.
+
+    And it loads in threads, each of which holds a tensor in its old form; one at a time takes less memory.
+    """
 
     def __enter__(self) -> None:
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         self.logger = logging.getLogger("transformers")
         self.level = self.logger.level
         self.logger.setLevel(logging.ERROR)

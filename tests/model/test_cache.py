@@ -72,8 +72,12 @@ Chain = tuple[Stage, Stage]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    folder = checkpoint(tmp_path_factory.mktemp(request.param) / "model", request.param)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp(request.param) / "model", request.param)
+
+
+@pytest.fixture(scope="module")
+def chain(folder: Path) -> Chain:
     return Stage.load(folder, 0, 2, "float32"), Stage.load(folder, 3, LAYERS + 1, "float32")
 
 
@@ -201,7 +205,6 @@ def test_a_sequence_moves_to_stages_that_are_cut_elsewhere(chain: Chain, boundar
     for _ in range(4):
         together(riders)
     stayed, moved = riders[0], riders[1]
-    folder = Path(chain[0].model.config._name_or_path)
     other = (Stage.load(folder, 0, boundary, "float32"), Stage.load(folder, boundary + 1, LAYERS + 1, "float32"))
     exported = [stage.caches.export(cache) for stage, cache in zip(chain, moved.caches, strict=True)]
     whole = Exported.from_bytes((exported[0] | exported[1]).to_bytes())
@@ -231,9 +234,8 @@ def places(stage: Stage) -> dict[str, int]:
     return {name: weight.data_ptr() for name, weight in stage.model.named_parameters(remove_duplicate=False)}
 
 
-def test_stages_share_the_blocks_they_have_in_common(chain: Chain) -> None:
+def test_stages_share_the_blocks_they_have_in_common(folder: Path) -> None:
     """Layers, embedding and head, tied or not; what a donor has not is loaded; the answers stay the same."""
-    folder = Path(chain[0].model.config._name_or_path)
     donors = Stage.load(folder, 0, 3, "float32"), Stage.load(folder, LAYERS, LAYERS + 1, "float32")
     held = {place for donor in donors for place in places(donor).values()}
     fresh = Stage.load(folder, 0, LAYERS + 1, "float32")
