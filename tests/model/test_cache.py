@@ -199,7 +199,7 @@ def test_without_a_mark_only_what_can_be_cut_is_cut(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize("boundary", [1, 2, 3, 4])
-def test_a_sequence_moves_to_stages_that_are_cut_elsewhere(chain: Chain, boundary: int, tmp_path: Path) -> None:
+def test_a_sequence_moves_to_stages_that_are_cut_elsewhere(folder: Path, chain: Chain, boundary: int) -> None:
     """What both stages exported, through bytes, fills stages of any other cut; the sequence goes on exactly."""
     riders = [Rider(chain, PROMPTS[0]), Rider(chain, PROMPTS[2])]
     for _ in range(4):
