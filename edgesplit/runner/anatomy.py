@@ -1,20 +1,41 @@
-"""Where the parts of a Hugging Face causal LM are: its embedding, its decoder layers, its head.
+"""Where the parts of a Hugging Face model are: its embedding, its layers, its head, and what stands before them.
 
-Found by structure, for any architecture, on a model built on the meta device.
+Causal language models, the same with a vision tower, and encoders. Found by structure, for any architecture, on a
+model built on the meta device.
 Must not know: weights, stages, hosts.
 """
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_PRETRAINING_MAPPING,
+    MODEL_MAPPING,
+)
 
 from .families import family
+
+# Classes that generate text, and those whose base model is an encoder with a task's head on it.
+_GENERATING = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+_ENCODING = (MODEL_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_PRETRAINING_MAPPING,
+             MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)  # fmt: skip
+
+_POOLERS = ("pooler", "head")
+
+Kind = Literal["text", "vision", "encoder"]
 
 
 class AnatomyError(ValueError):
@@ -23,8 +44,12 @@ class AnatomyError(ValueError):
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Dotted module paths, as in `model.get_submodule(path)`. `layers` is the ModuleList of decoder layers; `carried`
-    are the embeddings that later layers read again."""
+    """Dotted module paths, as in `model.get_submodule(path)`.
+
+    `layers` is the ModuleList of layers; `front` are modules that run before them and belong to the first block, such
+    as a vision tower; `carried` the embeddings that later layers read again. An encoder's `head` is ""; `unused` is
+    what it has behind its last hidden state, which is its answer.
+    """
 
     embedding: str
     layers: str
@@ -32,26 +57,50 @@ class Anatomy:
     count: int
     hidden: int
     carried: tuple[str, ...] = ()
+    front: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    kind: Kind = "text"
+
+    @property
+    def inner(self) -> str:
+        """The module whose forward runs the layers; "" is the model itself."""
+        return self.layers.rpartition(".")[0]
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The causal LM class of a config. Raises AnatomyError when transformers has none."""
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise AnatomyError(f"{config.model_type!r} has no causal language model in transformers")
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    """The class a checkpoint runs as: the one its config names where that generates text; the base model where it
+    names an encoder; else a causal LM. Raises AnatomyError when transformers has none."""
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    generating = list(_classes(config, _GENERATING))
+    if named in generating:
+        return named
+    if (not generating or named in _classes(config, _ENCODING)) and not config.is_encoder_decoder:
+        base = next(_classes(config, (MODEL_MAPPING,)), None)
+        if base is not None:
+            return base
+    if generating:
+        return generating[0]
+    raise AnatomyError(f"{config.model_type!r} has no causal language model and no encoder in transformers")
+
+
+def _classes(config: PreTrainedConfig, tables: tuple[Any, ...]) -> Iterator[type[PreTrainedModel]]:
+    for table in tables:
+        if type(config) in table:
+            found = table[type(config)]
+            yield from found if isinstance(found, tuple) else (found,)
 
 
 def cache_argument(kind: type[PreTrainedModel]) -> str:
     """What the model's forward calls the cache; families of state alone have their own word for it."""
     takes = inspect.signature(kind.forward).parameters
-    return "cache_params" if "cache_params" in takes and "past_key_values" not in takes else "past_key_values"
+    return next((name for name in ("past_key_values", "cache_params", "state") if name in takes), "past_key_values")
 
 
 def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The whole model without weights, on the meta device."""
-    model_class(config)
+    kind = model_class(config)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return kind._from_config(config, dtype=dtype)
 
 
 def read_config(folder: str) -> PreTrainedConfig:
@@ -60,38 +109,89 @@ def read_config(folder: str) -> PreTrainedConfig:
 
 
 def _language(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Of a config with parts, the part its causal LM is built from, as AutoModelForCausalLM chooses it."""
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    whole = kind is None or isinstance(kind, tuple) or kind.config_class is not config.sub_configs.get("text_config")
-    return config if whole else config.get_text_config()
+    """Of a config with parts, the part its class is built from, as AutoModelForCausalLM chooses it."""
+    part = config.sub_configs.get("text_config")
+    return config.get_text_config() if part is not None and model_class(config).config_class is part else config
 
 
 def examine(model: PreTrainedModel) -> Anatomy:
     """Find the parts. Raises AnatomyError."""
     names = {id(module): name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if embedding is None or head is None:
+    text = model.config.get_text_config(decoder=True)
+    kind = _kind(model, text)
+    if embedding is None or (head is None) != (kind == "encoder"):
         raise AnatomyError(f"{type(model).__name__} has no token embedding or no language-model head")
-    count = int(model.config.get_text_config(decoder=True).num_hidden_layers)
+    at = names[id(embedding)]
+    layers = _layers(model, int(text.num_hidden_layers), at)
+    parts = Anatomy(
+        embedding=at,
+        layers=layers,
+        head="" if head is None else names[id(head)],
+        count=int(text.num_hidden_layers),
+        hidden=int(text.hidden_size if kind == "encoder" else embedding.weight.shape[-1]),
+        carried=_carried(model),
+        kind=kind,
+    )
+    if kind == "encoder":
+        return _encoder(model, parts)
+    return replace(parts, front=_tower(model, parts)) if kind == "vision" else parts
+
+
+def _kind(model: PreTrainedModel, text: PreTrainedConfig) -> Kind:
+    if model.can_generate():
+        return "text" if text is model.config else "vision"
+    if text is not model.config:
+        raise AnatomyError(f"{type(model).__name__} is several models in one, and generates nothing")
+    return "encoder"
+
+
+def _layers(model: PreTrainedModel, count: int, embedding: str) -> str:
+    """The list of that many layers nearest to the embedding (a vision tower may have as many), and the heaviest."""
     lists = [
-        (name, module)
+        (_in_common(name, embedding), sum(weight.numel() for weight in module.parameters()), name)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
     if not lists:
-        raise AnatomyError(f"{type(model).__name__} has no list of its {count} decoder layers")
-    layers = max(lists, key=lambda item: sum(weight.numel() for weight in item[1].parameters()))[0]
-    return Anatomy(
-        embedding=names[id(embedding)],
-        layers=layers,
-        head=names[id(head)],
-        count=count,
-        hidden=int(embedding.weight.shape[-1]),
-        carried=_carried(model),
-    )
+        raise AnatomyError(f"{type(model).__name__} has no list of its {count} layers")
+    return max(lists)[2]
+
+
+def _in_common(one: str, other: str) -> int:
+    """How many names two paths begin with alike."""
+    pairs = list(zip(one.split("."), other.split("."), strict=False))
+    return next((number for number, (left, right) in enumerate(pairs) if left != right), len(pairs))
+
+
+def _encoder(model: PreTrainedModel, parts: Anatomy) -> Anatomy:
+    """Its embedding is a module of tables, norms and the like; what follows it under a name that begins so, too."""
+    depth = _in_common(parts.embedding, parts.layers)
+    names = parts.embedding.split(".")[: depth + 1]
+    beside = model.get_submodule(".".join(names[:-1])).named_children()
+    front = [".".join([*names[:-1], name]) for name, _ in beside if name.startswith(names[-1]) and name != names[-1]]
+    unused = tuple(name for name, _ in model.named_children() if name in _POOLERS)
+    return replace(parts, embedding=".".join(names), front=tuple(front), unused=unused)
+
+
+def _tower(model: PreTrainedModel, parts: Anatomy) -> tuple[str, ...]:
+    """What holds weights beside the way from the model down to its text layers."""
+    way = parts.inner.split(".")
+    found = []
+    for depth, step in enumerate(way):
+        above = way[:depth]
+        for name, child in model.get_submodule(".".join(above)).named_children():
+            path = ".".join([*above, name])
+            if (
+                name != step
+                and not f"{parts.head}.".startswith(f"{path}.")
+                and next(child.parameters(), None) is not None
+            ):
+                found.append(path)
+    return tuple(found)
 
 
 def _carried(model: PreTrainedModel) -> tuple[str, ...]:
-    wanted = family(model.config.get_text_config(decoder=True).model_type).carried
+    wanted = family(model.config.model_type, model.config.get_text_config(decoder=True).model_type).carried
     ends = {name.rpartition(".")[2]: name for name, _ in model.named_modules()}
     return tuple(ends[end] for end in wanted if end in ends)

@@ -39,7 +39,7 @@ class Rows:
     `kept`: what the model's modules keep for these rows outside the cache.
     """
 
-    cache: DynamicCache
+    cache: Any
     members: list[Sequence]
     length: int = 0
     kept: dict[str, Any] = field(default_factory=dict)
@@ -60,20 +60,20 @@ class Mark:
 
 
 class Caches:
-    """Of one stage. `own`: its layers' indices. `keepers`: where modules keep state outside the cache, by its name."""
+    """Of one stage. `own`: the indices of its layers' entries. `keepers`: where modules keep state outside the cache,
+    by its name."""
 
     def __init__(
         self, config: PreTrainedConfig, own: range, device: Any, keepers: Keepers = MappingProxyType({}), *, joins: bool
     ) -> None:
         self._config, self._own, self._device, self._keepers = config, own, device, keepers
-        fresh = DynamicCache(config=config).layers
-        entries = [fresh[index] for index in own if index < len(fresh)]
-        self.joins = joins and not keepers and all(type(entry) in JOINED for entry in entries)
+        fresh = getattr(self._fresh(0), "layers", [])
+        self.joins = joins and not keepers and all(type(fresh[index]) in JOINED for index in own)
         # Does any layer, ours or not, attend to what was before? Without, padding that is through leaves no trace.
         self.attends = any(isinstance(entry, CacheLayerMixin) for entry in fresh)
         self._idle = {path: copy.deepcopy(getattr(*keeper)) for path, keeper in keepers.items()}
 
-    def _fresh(self, tokens: int) -> DynamicCache:
+    def _fresh(self, tokens: int) -> Any:
         cache = DynamicCache(config=self._config)
         for index, entry in enumerate(cache.layers):
             if index not in self._own:

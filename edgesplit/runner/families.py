@@ -13,12 +13,18 @@ class Family:
     """`carried`: embeddings, by the last part of their path, that later layers read again, so that their output
     travels on beside the hidden state. `keeps`: attributes in which modules keep a sequence's state outside its cache.
     `joins`: may sequences of different lengths run as the rows of one batch? `whole`: must a prompt come in one piece?
+    `cache`: which function of sealed.py makes the family's own kind of cache. `returns`: a layer takes its state as its
+    second argument and returns the new one as its second result. `ids`: the config's list of layers, counted from 1,
+    that read token ids, which do not leave the entry.
     """
 
     carried: tuple[str, ...] = ()
-    keeps: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ("rope_deltas",)  # how far positions run ahead of tokens behind an image
     joins: bool = True
     whole: bool = False
+    cache: str = ""
+    returns: bool = False
+    ids: str = ""
 
 
 _PLAIN = Family()
@@ -28,9 +34,14 @@ _TABLE = {
     "gemma3n_text": Family(carried=("embed_tokens", "embed_tokens_per_layer")),
     "gemma4_text": Family(carried=("embed_tokens", "embed_tokens_per_layer")),
     "recurrent_gemma": Family(keeps=("recurrent_states", "conv1d_state")),
-    "minimax": Family(joins=False),  # ignores the padding of its batch
+    "minimax": Family(joins=False, cache="minimax"),  # it ignores the padding of its batch
+    "rwkv": Family(cache="rwkv"),
+    "xlstm": Family(cache="xlstm", returns=True),
+    "qwen4_exp_text": Family(ids="ple_layer_ids"),
+    "paligemma": Family(joins=False),  # counts positions from 1
 }
 
 
-def family(model_type: str) -> Family:
-    return _TABLE.get(model_type, _PLAIN)
+def family(*kinds: str) -> Family:
+    """Of the first of these kinds of model that is known: of the whole model, then of its language model."""
+    return next((_TABLE[kind] for kind in kinds if kind in _TABLE), _PLAIN)

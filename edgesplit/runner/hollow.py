@@ -18,6 +18,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .anatomy import Anatomy, examine, model_class
+from .families import family
+from .told import Told, by_name, gather, restore
 
 
 class Leave(Exception):
@@ -50,24 +52,37 @@ class Range:
 
 @dataclass
 class Wire:
-    """Shared by a stage and the stand-ins inside its model: what arrived, and the embeddings that travel along.
+    """Shared by a stage and the stand-ins inside its model: what arrived, the embeddings that travel along, and what
+    the layers are told. `given`: the model was given more than ids.
 
-    `parts` and `part` are known once the model is built.
+    `parts`, `part` and `heirs` are known once the model is built; `heirs`: weights of ours that are saved under the
+    name of one that is not ours.
     """
 
     parts: Anatomy = field(init=False)
     part: Range = field(init=False)
+    heirs: dict[str, str] = field(default_factory=dict)
     arrived: Any = None
     carried: dict[str, torch.Tensor] = field(default_factory=dict)
+    told: Told = field(default_factory=dict)
+    given: bool = False
+
+    def clear(self) -> None:
+        """The forward is over."""
+        self.arrived, self.carried, self.told, self.given = None, {}, {}, False
 
 
 def hollowed(
-    config: PreTrainedConfig, blocks: tuple[int, int], dtype: torch.dtype, wire: Wire, lent: Lent | None = None
+    config: PreTrainedConfig,
+    blocks: tuple[int, int],
+    dtype: torch.dtype,
+    wire: Wire,
+    prepare: Callable[[PreTrainedModel], None] = lambda _: None,
 ) -> type[PreTrainedModel]:
     """A subclass of the model's class that cuts itself to these blocks after construction, under the same name.
 
-    The same `__name__` and `__module__`: transformers looks its weight conversions up by them. `lent`: weights that
-    need no loading.
+    The same `__name__` and `__module__`: transformers looks its weight conversions up by them. `prepare`: called with
+    what is left, still without weights.
     """
     base = model_class(config)
 
@@ -76,10 +91,21 @@ def hollowed(
         wire.parts = examine(self)
         wire.part = Range(*blocks, wire.parts.count)
         _Cut(self, wire).cut(dtype)
-        if lent is not None:
-            lent.withhold(self, wire)
+        prepare(self)
 
     return type(base.__name__, (base,), {"__init__": init, "__module__": base.__module__})
+
+
+class _NoHead(nn.Module):
+    """For a head that is not ours: what comes in goes out. Some models look for its weight."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0, dtype=dtype), persistent=False)
+        self.bias = None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
 
 
 class _StandIn(nn.Module):
@@ -113,26 +139,41 @@ class _Cut:
 
     def cut(self, dtype: torch.dtype) -> None:
         self._layers()
-        self._embeddings(dtype)
-        if not self.part.heads:
-            self.model.set_submodule(self.parts.head, nn.Identity())
+        if self.parts.kind != "encoder":
+            self._embeddings(dtype)
+        if self.parts.kind != "text":
+            self._front()
+            self._tell()
+        if self.parts.head and not self.part.heads:
+            self.model.set_submodule(self.parts.head, _NoHead(dtype))
+        self._ties()
+
+    def _ties(self) -> None:
+        """Where the owner of a shared weight is not ours, the first of those that share it here takes its place."""
         here = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        ties = self.model.all_tied_weights_keys.items()
-        self.model.all_tied_weights_keys = {
-            target: source for target, source in ties if target in here and source in here
-        }
+        owners: dict[str, str] = {}
+        ties = {}
+        for target, source in self.model.all_tied_weights_keys.items():
+            if target not in here:
+                continue
+            owner = source if source in here else owners.setdefault(source, target)
+            if owner != target:
+                ties[target] = owner
+        self.model.all_tied_weights_keys = ties
+        self.wire.heirs = {owner: source for source, owner in owners.items()}
 
     def _layers(self) -> None:
         layers, own, wire = self.model.get_submodule(self.parts.layers), self.part.own, self.wire
+        returns = family(self.model.config.get_text_config(decoder=True).model_type).returns
         for index, layer in enumerate(layers):
             if index < own.start:
-                _hollow(layer, lambda *_, **__: wire.arrived)
+                _hollow(layer, partial(_answer, wire, returns))
             elif index >= own.stop:
                 _hollow(layer, _depart)
         if own and own.start == 0 and not self.part.embeds:
             layers[0].register_forward_pre_hook(_arrive(wire), with_kwargs=True)
         if own and not self.part.heads:
-            layers[own.stop - 1].register_forward_hook(_leave_after)
+            layers[own.stop - 1].register_forward_hook(_leave_with_state if returns else _leave_after)
 
     def _embeddings(self, dtype: torch.dtype) -> None:
         """Those that later layers read too give their output to the wire where they are ours, and take it elsewhere."""
@@ -145,6 +186,38 @@ class _Cut:
                 self.model.set_submodule(path, _StandIn(module, width, dtype, partial(self._arrived, path)))
             elif travels:
                 module.register_forward_hook(self._record(path) if self.part.embeds else self._replace(path))
+
+    def _front(self) -> None:
+        """What runs before the layers, where that is not ours: an encoder's embedding is what arrived, and nobody asks
+        a tower without images. What runs behind them and is nobody's: poolers."""
+        for path in self.parts.unused:
+            _hollow(self.model.get_submodule(path), lambda hidden, *_, **__: hidden)
+        if self.part.embeds:
+            return
+        for path in self.parts.front:
+            _hollow(self.model.get_submodule(path), self._first)
+        if self.parts.kind == "encoder":
+            _hollow(self.model.get_submodule(self.parts.embedding), self._first)
+            return
+        way = self.parts.inner.split(".")
+        for depth in range(len(way)):  # such as the vector that some put behind each row of an image
+            _strip(self.model.get_submodule(".".join(way[:depth])))
+
+    def _first(self, *_: Any, **__: Any) -> Any:
+        return self.wire.arrived[0] if isinstance(self.wire.arrived, tuple) else self.wire.arrived
+
+    def _tell(self) -> None:
+        """Note what the layers are told where their input is made, and tell it elsewhere."""
+        wire = self.wire
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            wire.told = gather(by_name(module, args, kwargs), masks=wire.given)
+
+        def tell(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return (), {**by_name(module, args, kwargs), **restore(wire.told)}
+
+        inner = self.model.get_submodule(self.parts.inner)
+        inner.register_forward_pre_hook(note if self.part.embeds else tell, with_kwargs=True)
 
     def _arrived(self, path: str) -> torch.Tensor | None:
         return self.wire.carried.get(path)
@@ -160,17 +233,49 @@ class _Cut:
 
 
 def _hollow(layer: nn.Module, forward: Any) -> None:
-    """Take a layer's weights and children, keep its place and attributes, answer with `forward`."""
-    layer._modules.clear()
-    layer._parameters.clear()
-    layer._buffers.clear()
-    layer._is_hf_initialized = True  # nothing is left that transformers could initialise
+    """Take a layer's weights, keep its place, parts and attributes, answer with `forward`.
+
+    Some models reach into their layers when they are made ready: they find empty tensors that nobody saves or loads,
+    and short tables as they were.
+    """
+    for module in layer.modules():
+        _strip(module)
     layer.forward = forward
+
+
+def _strip(module: nn.Module) -> None:
+    spent = [name for name, table in module._buffers.items() if not _is_short(module, name, table)]
+    for names, registry in ((list(module._parameters), module._parameters), (spent, module._buffers)):
+        for name in names:
+            if registry.pop(name) is not None:
+                module.__dict__[name] = torch.empty(0)
+            else:
+                module.__dict__[name] = None
+    module._is_hf_initialized = True  # nothing is left that transformers could initialise
+
+
+def _is_short(module: nn.Module, name: str, table: torch.Tensor | None) -> bool:
+    return (
+        name in module._non_persistent_buffers_set
+        and table is not None
+        and max(table.shape, default=1) == table.numel()
+    )
 
 
 def _depart(*args: Any, **kwargs: Any) -> Any:
     """The first layer, where nothing but the embedding is ours: its input is our output."""
     raise Leave(args[0] if args else kwargs["hidden_states"])
+
+
+def _answer(wire: Wire, returns: bool, *args: Any, **_: Any) -> Any:
+    return (wire.arrived, args[1]) if returns else wire.arrived
+
+
+def _leave_with_state(_layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """The model would put the state that is returned into its cache; it does not come to it."""
+    for held, new in zip(args[1], output[1], strict=True):
+        held.copy_(new)
+    raise Leave(output[0])
 
 
 def _leave_after(_layer: nn.Module, _args: Any, output: Any) -> Any:
@@ -230,6 +335,7 @@ class Lent:
         for donor, other in self.donors:
             paths = [f"{wire.parts.layers}.{index}" for index in wire.part.own if index in other.part.own]
             paths += [path for path in (wire.parts.embedding, *wire.parts.carried) if _holds(path, model, donor)]
+            paths += wire.parts.front if wire.part.embeds and other.part.embeds else ()
             paths += [wire.parts.head] if wire.part.heads and other.part.heads else []
             found.update((path, donor.get_submodule(path)) for path in paths if path not in found)
         return found

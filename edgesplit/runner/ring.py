@@ -19,7 +19,7 @@ from .cache import Sequence
 from .link import Sender
 from .manifest import Manifest
 from .scheduler import Work
-from .stage import DTYPES, Hidden, Stage
+from .stage import Hidden, Stage
 from .state import Event, State, step
 from .wire import Flag, Kind, Message, Tensor
 from .worker import Worker
@@ -224,7 +224,7 @@ def _arrived(payload: torch.Tensor | Message, carried: int) -> torch.Tensor | Hi
 
 def _from_wire(tensor: Tensor) -> torch.Tensor:
     """The tensor over the received bytes themselves; nothing is copied."""
-    kind = torch.int64 if tensor.dtype == "int64" else DTYPES[tensor.dtype]
+    kind: torch.dtype = getattr(torch, tensor.dtype)  # wire.py knows no other names
     if 0 in tensor.shape:
         return torch.empty(tensor.shape, dtype=kind)
     return torch.frombuffer(tensor.data, dtype=kind).reshape(tensor.shape)

@@ -1,4 +1,4 @@
-"""A stage: blocks [first, last] of any Hugging Face causal LM, exactly as the whole model would run them.
+"""A stage: blocks [first, last] of any Hugging Face model, exactly as the whole model would run them.
 
 The stage is the model's own class under its own full config, hollowed out (hollow.py). So positions, masks, rotary
 tables and scalings stay the model's business, and no family needs code; families.py declares what a few must be told.
@@ -12,9 +12,9 @@ import copy
 import inspect
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .anatomy import cache_argument, read_config
+from .anatomy import Kind, cache_argument, read_config
 from .cache import Caches, Rows, Sequence
 from .families import family
 from .hollow import Leave, Lent, Wire, hollowed
+from .sealed import SealedCaches
+from .told import Told
 from .weights import lazy_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,25 +38,42 @@ class StageError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """Token ids with what belongs to them, such as the pixels of images; an encoder of images takes no ids."""
+
+    ids: torch.Tensor | None
+    inputs: Mapping[str, torch.Tensor]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and positions; of images alone nobody knows how many positions they become."""
+        if self.ids is None:
+            return next(iter(self.inputs.values())).shape[0], 0
+        return self.ids.shape[0], self.ids.shape[1]
+
+
+@dataclass(frozen=True)
 class Hidden:
     """What crosses a boundary: what the last layer returned. `tuple_` when that was a tuple; absent entries are None.
 
     Of a tuple, the first tensor travels, and others that also hold a value per position (attention weights do not).
-    `carried`: the embeddings that later layers read again, in the order of the family's table.
+    `carried`: the embeddings that later layers read again, in the order of the family's table. `told`: what the layers
+    are told besides; where rows ran one by one, by the row's number, a slash and the name.
     """
 
     tensors: tuple[torch.Tensor | None, ...]
     tuple_: bool = False
     carried: tuple[torch.Tensor, ...] = ()
+    told: Told = field(default_factory=dict)
 
     @classmethod
-    def of(cls, value: Any, carried: Iterable[torch.Tensor] = ()) -> Hidden:
+    def of(cls, value: Any, carried: Iterable[torch.Tensor] = (), told: Told | None = None) -> Hidden:
         if isinstance(value, torch.Tensor):
-            return cls((value,), carried=tuple(carried))
+            return cls((value,), False, tuple(carried), told or {})
         kept = [
             item if isinstance(item, torch.Tensor) and item.shape[:2] == value[0].shape[:2] else None for item in value
         ]
-        return cls(tuple(kept), tuple_=True, carried=tuple(carried))
+        return cls(tuple(kept), True, tuple(carried), told or {})
 
     def value(self) -> Any:
         return self.tensors if self.tuple_ else self.tensors[0]
@@ -67,12 +86,16 @@ class Hidden:
 
     def to(self, device: torch.device | str) -> Hidden:
         moved = (None if tensor is None else tensor.to(device) for tensor in self.tensors)
-        return Hidden(tuple(moved), self.tuple_, tuple(tensor.to(device) for tensor in self.carried))
+        told = {name: None if tensor is None else tensor.to(device) for name, tensor in self.told.items()}
+        return Hidden(tuple(moved), self.tuple_, tuple(tensor.to(device) for tensor in self.carried), told)
 
     def row(self, number: int, start: int) -> Hidden:
         """One row, from a position on."""
         cut = (None if tensor is None else tensor[number : number + 1, start:] for tensor in self.tensors)
-        return Hidden(tuple(cut), self.tuple_, tuple(tensor[number : number + 1, start:] for tensor in self.carried))
+        carried = tuple(tensor[number : number + 1, start:] for tensor in self.carried)
+        mine = f"{number}/"
+        told = {name.removeprefix(mine): tensor for name, tensor in self.told.items() if name.startswith(mine)}
+        return Hidden(tuple(cut), self.tuple_, carried, told)
 
 
 class Stage:
@@ -82,18 +105,16 @@ class Stage:
         self.model, self.range = model, wire.part
         self._wire = wire
         self.device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-        known = family(model.config.get_text_config(decoder=True).model_type)
+        known = family(model.config.model_type, model.config.get_text_config(decoder=True).model_type)
         # May a prompt come in pieces? Most recurrent families begin with a blank state at each (mamba, jamba, bamba).
-        self.chunks = not (known.whole or getattr(type(model), "_is_stateful", False))
-        keepers = {
-            f"{path}.{name}": (module, name)
-            for path, module in model.named_modules()
-            for name in known.keeps
-            if hasattr(module, name)
-        }
-        self.caches = Caches(model.config, self.range.own, self.device, keepers, joins=known.joins)
+        self.chunks = self.kind != "encoder" and not (known.whole or getattr(type(model), "_is_stateful", False))
+        self.caches = _caches(model, wire, self.device)
         self._takes = frozenset(inspect.signature(type(model).forward).parameters)
         self._cache = cache_argument(type(model))
+
+    @property
+    def kind(self) -> Kind:
+        return self._wire.parts.kind
 
     @property
     def carried(self) -> int:
@@ -111,13 +132,19 @@ class Stage:
         """
         config, wire = read_config(str(folder)), Wire()
         lent = Lent([(donor.model, donor._wire) for donor in donors])
-        kind = hollowed(config, (first, last), DTYPES[dtype], wire, lent)
+
+        def prepare(model: PreTrainedModel) -> None:
+            lent.withhold(model, wire)
+            tensors.update({heir: tensors[owner] for heir, owner in wire.heirs.items() if owner in tensors})
+
+        kind = hollowed(config, (first, last), DTYPES[dtype], wire, prepare)
         try:
+            tensors = lazy_tensors(folder, DTYPES[dtype])
             with _quiet():
                 model, info = kind.from_pretrained(
                     None,
                     config=config,
-                    state_dict=lazy_tensors(folder, DTYPES[dtype]),
+                    state_dict=tensors,
                     dtype=DTYPES[dtype],
                     ignore_mismatched_sizes=True,  # they are told below, by name
                     output_loading_info=True,
@@ -154,44 +181,66 @@ class Stage:
     def forward(
         self,
         sequences: Sequence | Many[Sequence],
-        arrived: torch.Tensor | Hidden,
+        arrived: torch.Tensor | Prompt | Hidden,
         padding: Many[int] | None = None,
         *,
         all_logits: bool = False,
     ) -> Any:
         """Run `T` new positions of one sequence, or of each of `B` sequences at once, one per row.
 
-        `arrived`: token ids of shape [B, T] where the stage embeds, else the Hidden of the boundary before it.
-        `padding`: how many positions in front of each row are none; only where all the sequences are new.
-        Returns Hidden, or logits of shape [B, 1, vocabulary] (the last position; all T with `all_logits`), on the CPU.
+        `arrived`: token ids of shape [B, T], or a Prompt, where the stage embeds, else the Hidden of the boundary
+        before it. `padding`: how many positions in front of each row are none; only where all the sequences are new.
+        Returns Hidden, or logits of shape [B, 1, vocabulary] (the last position; all T with `all_logits`), or an
+        encoder's last hidden state of shape [B, T, width], on the CPU.
         """
         group = [sequences] if isinstance(sequences, Sequence) else list(sequences)
         if not self.caches.together(group):
             return self._one_by_one(group, arrived, padding, all_logits)
         rows = self.caches.gather(group)
-        count = (arrived.shape if isinstance(arrived, Hidden) else tuple(arrived.shape))[1]
-        inputs = {**self._arrive(arrived), **self._positions(rows, count, padding)}
-        if "logits_to_keep" in self._takes:
-            inputs["logits_to_keep"] = 0 if all_logits else 1
+        count = arrived.shape[1]
         self.caches.enter(rows)
         try:
-            output = self.model(**inputs, **{self._cache: rows.cache}, use_cache=True, return_dict=True)
-            result: Any = (output.logits if all_logits else output.logits[:, -1:]).cpu()
+            inputs = {**self._arrive(arrived), **self._positions(rows, count, padding)}
+            result: Any = self._run(inputs, rows, all_logits).cpu()
         except Leave as leave:
-            result = Hidden.of(leave.value, self._wire.carried.values()).to("cpu")
+            result = Hidden.of(leave.value, self._wire.carried.values(), self._wire.told).to("cpu")
         finally:
-            self._wire.arrived, self._wire.carried = None, {}
+            self._wire.clear()
         self.caches.leave(rows)
         self.caches.advance(rows, count, padding)
         return result
 
-    def _arrive(self, arrived: torch.Tensor | Hidden) -> dict[str, Any]:
+    def _run(self, inputs: dict[str, Any], rows: Rows, all_logits: bool) -> torch.Tensor:
+        if self.kind == "encoder":
+            inputs |= {"use_cache": False} if "use_cache" in self._takes else {}
+            return self.model(**inputs, return_dict=True).last_hidden_state
+        if "logits_to_keep" in self._takes:
+            inputs["logits_to_keep"] = 0 if all_logits else 1
+        logits = self.model(**inputs, **{self._cache: rows.cache}, use_cache=True, return_dict=True).logits
+        return logits if all_logits else logits[:, -1:]
+
+    def _arrive(self, arrived: torch.Tensor | Prompt | Hidden) -> dict[str, Any]:
+        if isinstance(arrived, Prompt):
+            self._wire.given = True
+            ids = {} if arrived.ids is None else {"input_ids": arrived.ids.to(self.device)}
+            return {**ids, **{name: self._as_ours(tensor) for name, tensor in arrived.inputs.items()}}
         if not isinstance(arrived, Hidden):
             return {"input_ids": arrived.to(self.device)}
         here = arrived.to(self.device)
-        self._wire.arrived = here.value()
+        self._wire.arrived, self._wire.told = here.value(), here.told
         self._wire.carried = dict(zip(self._wire.parts.carried, here.carried, strict=True))
+        if self.model.main_input_name == "pixel_values":
+            return {"pixel_values": torch.zeros(here.shape[0], 3, *self._image, device=self.device)}
         return {"input_ids": torch.zeros(*here.shape, dtype=torch.long, device=self.device)}
+
+    @property
+    def _image(self) -> tuple[int, int]:
+        """An image of the size the model expects; of what is in it, an encoder's later stages see nothing."""
+        size = getattr(self.model.config, "image_size", 1)
+        return (size[0], size[1]) if isinstance(size, list | tuple) else (size, size)
+
+    def _as_ours(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, self.model.dtype if tensor.is_floating_point() else None)
 
     def _positions(self, rows: Rows, count: int, padding: Many[int] | None) -> dict[str, Any]:
         """Mask and positions, where rows are padded; without, the model makes its own, and faster ones."""
@@ -208,9 +257,15 @@ class Stage:
         return inputs
 
     def _one_by_one(
-        self, group: list[Sequence], arrived: torch.Tensor | Hidden, padding: Many[int] | None, all_logits: bool
+        self,
+        group: list[Sequence],
+        arrived: torch.Tensor | Prompt | Hidden,
+        padding: Many[int] | None,
+        all_logits: bool,
     ) -> Any:
         """Sequences that cannot share a forward, each alone; the results together, as if they had."""
+        if isinstance(arrived, Prompt):
+            raise ValueError("prompts with images run alone")
         results = []
         for number, sequence in enumerate(group):
             start = padding[number] if padding else 0
@@ -222,7 +277,24 @@ class Stage:
         columns = zip(*(result.tensors for result in results), strict=True)
         tensors = tuple(None if column[0] is None else _stack(column) for column in columns)
         carried = zip(*(result.carried for result in results), strict=True)
-        return Hidden(tensors, first.tuple_, tuple(_stack(column) for column in carried))
+        told = {f"{row}/{name}": tensor for row, result in enumerate(results) for name, tensor in result.told.items()}
+        return Hidden(tensors, first.tuple_, tuple(_stack(column) for column in carried), told)
+
+
+def _caches(model: PreTrainedModel, wire: Wire, device: torch.device) -> Caches:
+    config = model.config.get_text_config(decoder=True)
+    known, own = family(model.config.model_type, config.model_type), wire.part.own
+    if known.cache:
+        return SealedCaches(config, own, torch.empty(0, dtype=model.dtype, device=device), known.cache)
+    entries = config.num_hidden_layers // wire.parts.count  # of the cache, per layer
+    keepers = {
+        f"{path}.{name}": (module, name)
+        for path, module in model.named_modules()
+        for name in known.keeps
+        if hasattr(module, name)
+    }
+    places = range(own.start * entries, own.stop * entries)
+    return Caches(model.config, places, device, keepers, joins=known.joins)
 
 
 def _stack(rows: Many[torch.Tensor]) -> torch.Tensor:

@@ -27,7 +27,7 @@ MAX_TEXT = 64 * 2**10  # bytes of a JSON body
 MAX_TENSORS = 16
 MAX_RANK = 8
 ALIGN = 16  # bytes; what malloc aligns a receive buffer to, and no element or vector of our dtypes needs more
-_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}  # bytes per element
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4}  # bytes per element
 _CODES = {name: code for code, name in enumerate(_SIZES, start=1)}
 _NAMES = {code: name for name, code in _CODES.items()}
 
