@@ -128,7 +128,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
         embedding=at,
         layers=layers,
         head="" if head is None else names[id(head)],
-        count=int(text.num_hidden_layers),
+        count=len(model.get_submodule(layers)),
         hidden=int(text.hidden_size if kind == "encoder" else embedding.weight.shape[-1]),
         carried=_carried(model),
         kind=kind,
@@ -147,15 +147,24 @@ def _kind(model: PreTrainedModel, text: PreTrainedConfig) -> Kind:
 
 
 def _layers(model: PreTrainedModel, count: int, embedding: str) -> str:
-    """The list of that many layers nearest to the embedding (a vision tower may have as many), and the heaviest."""
+    """The list of that many layers nearest to the embedding (other towers have lists too), least deep, heaviest.
+
+    Some families count an attention and a network as two layers, so the list may be a whole part as long.
+    """
+
+    def rank(item: tuple[str, nn.ModuleList]) -> tuple[int, int, bool, int]:
+        name, module = item
+        weights = sum(weight.numel() for weight in module.parameters())
+        return _in_common(name, embedding), -name.count("."), len(module) == count, weights
+
     lists = [
-        (_in_common(name, embedding), sum(weight.numel() for weight in module.parameters()), name)
+        (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
+        if isinstance(module, nn.ModuleList) and len(module) and count % len(module) == 0
     ]
     if not lists:
         raise AnatomyError(f"{type(model).__name__} has no list of its {count} layers")
-    return max(lists)[2]
+    return max(lists, key=rank)[0]
 
 
 def _in_common(one: str, other: str) -> int:

@@ -14,7 +14,7 @@ class Family:
     travels on beside the hidden state. `keeps`: attributes in which modules keep a sequence's state outside its cache.
     `joins`: may sequences of different lengths run as the rows of one batch? `whole`: must a prompt come in one piece?
     `cache`: which function of sealed.py makes the family's own kind of cache. `returns`: a layer takes its state as its
-    second argument and returns the new one as its second result. `ids`: the config's list of layers, counted from 1,
+    argument `state` and returns the new one as its second result. `ids`: the config's list of layers, counted from 1,
     that read token ids, which do not leave the entry.
     """
 
@@ -35,7 +35,7 @@ _TABLE = {
     "gemma4_text": Family(carried=("embed_tokens", "embed_tokens_per_layer")),
     "recurrent_gemma": Family(keeps=("recurrent_states", "conv1d_state")),
     "minimax": Family(joins=False, cache="minimax"),  # it ignores the padding of its batch
-    "rwkv": Family(cache="rwkv"),
+    "rwkv": Family(cache="rwkv", returns=True),
     "xlstm": Family(cache="xlstm", returns=True),
     "qwen4_exp_text": Family(ids="ple_layer_ids"),
     "paligemma": Family(joins=False),  # counts positions from 1

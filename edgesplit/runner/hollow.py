@@ -173,7 +173,8 @@ class _Cut:
         if own and own.start == 0 and not self.part.embeds:
             layers[0].register_forward_pre_hook(_arrive(wire), with_kwargs=True)
         if own and not self.part.heads:
-            layers[own.stop - 1].register_forward_hook(_leave_with_state if returns else _leave_after)
+            leave: Any = _leave_with_state if returns else _leave_after
+            layers[own.stop - 1].register_forward_hook(leave, with_kwargs=returns)
 
     def _embeddings(self, dtype: torch.dtype) -> None:
         """Those that later layers read too give their output to the wire where they are ours, and take it elsewhere."""
@@ -267,15 +268,20 @@ def _depart(*args: Any, **kwargs: Any) -> Any:
     raise Leave(args[0] if args else kwargs["hidden_states"])
 
 
-def _answer(wire: Wire, returns: bool, *args: Any, **_: Any) -> Any:
-    return (wire.arrived, args[1]) if returns else wire.arrived
+def _answer(wire: Wire, returns: bool, *args: Any, **kwargs: Any) -> Any:
+    return (wire.arrived[0], _state(args, kwargs), *wire.arrived[2:]) if returns else wire.arrived
 
 
-def _leave_with_state(_layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+def _state(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return kwargs["state"] if "state" in kwargs else args[1]
+
+
+def _leave_with_state(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """The model would put the state that is returned into its cache; it does not come to it."""
-    for held, new in zip(args[1], output[1], strict=True):
-        held.copy_(new)
-    raise Leave(output[0])
+    for held, new in zip(_state(args, kwargs), output[1], strict=True):
+        if held is not new:
+            held.copy_(new)
+    raise Leave(output)
 
 
 def _leave_after(_layer: nn.Module, _args: Any, output: Any) -> Any:

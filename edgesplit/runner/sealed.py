@@ -24,6 +24,7 @@ def minimax(config: PreTrainedConfig, own: range, _like: torch.Tensor) -> Any:
 
     cache = MiniMaxCache()
     cache.layers = [DynamicLayer() for _ in config.layer_types]
+    cache.linear_cache = [None for _ in config.layer_types]
     for index, kind in enumerate(config.layer_types):
         if index not in own and kind == "full_attention":
             counting(cache.layers[index])
@@ -53,8 +54,8 @@ class SealedCaches(Caches):
     """`like`: a tensor of the dtype and on the device of the state."""
 
     def __init__(self, config: PreTrainedConfig, own: range, like: torch.Tensor, maker: str) -> None:
-        super().__init__(config, range(0), like.device, joins=False)
         self._make: Any = partial(_MAKERS[maker], config, own, like)
+        super().__init__(config, range(0), like.device, joins=False)
 
     def _fresh(self, tokens: int) -> Any:
         cache = self._make()

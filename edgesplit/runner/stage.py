@@ -243,16 +243,17 @@ class Stage:
         return tensor.to(self.device, self.model.dtype if tensor.is_floating_point() else None)
 
     def _positions(self, rows: Rows, count: int, padding: Many[int] | None) -> dict[str, Any]:
-        """Mask and positions, where rows are padded; without, the model makes its own, and faster ones."""
+        """Positions, and where rows are padded a mask, as `transformers.generate` would give them.
+
+        Where a model makes its positions of more than the number of tokens, an encoder's or an image's, it makes them.
+        """
         pads = padding if padding is not None and not rows.length else rows.padding
-        if not any(pads) or (rows.length and not self.caches.attends):
-            return {}
-        place = (
-            torch.arange(rows.length + count, device=self.device)[None]
-            - torch.tensor(pads, device=self.device)[:, None]
-        )
-        inputs = {"attention_mask": (place >= 0).long()}
-        if "position_ids" in self._takes:
+        slots = torch.arange(rows.length + count, device=self.device)
+        place = slots - torch.tensor(pads, device=self.device)[:, None]
+        inputs = {}
+        if any(pads) and (self.caches.attends or not rows.length):
+            inputs["attention_mask"] = (place >= 0).long()
+        if "position_ids" in self._takes and (any(pads) or self.kind == "text"):
             inputs["position_ids"] = place.clamp(min=0)[:, -count:]
         return inputs
 
