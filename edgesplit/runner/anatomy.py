@@ -10,12 +10,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -27,6 +30,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .families import family
+from .owncode import own_class
 
 # Classes that generate text, and those whose base model is an encoder with a task's head on it.
 _GENERATING = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
@@ -47,8 +51,8 @@ class Anatomy:
     """Dotted module paths, as in `model.get_submodule(path)`.
 
     `layers` is the ModuleList of layers; `front` are modules that run before them and belong to the first block, such
-    as a vision tower; `carried` the embeddings that later layers read again. An encoder's `head` is ""; `unused` is
-    what it has behind its last hidden state, which is its answer.
+    as a vision tower; `carried` the embeddings that later layers read again, `kept` the indices of the layers whose
+    output they do. An encoder's `head` is ""; `unused` is what it has behind its last hidden state, its answer.
     """
 
     embedding: str
@@ -57,6 +61,7 @@ class Anatomy:
     count: int
     hidden: int
     carried: tuple[str, ...] = ()
+    kept: tuple[int, ...] = ()
     front: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     kind: Kind = "text"
@@ -70,6 +75,9 @@ class Anatomy:
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class a checkpoint runs as: the one its config names where that generates text; the base model where it
     names an encoder; else a causal LM. Raises AnatomyError when transformers has none."""
+    own = getattr(config, "own_model_class", None)
+    if isinstance(own, type):  # no JSON can say so
+        return own
     named = getattr(transformers, (config.architectures or [""])[0], None)
     generating = list(_classes(config, _GENERATING))
     if named in generating:
@@ -103,9 +111,20 @@ def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
         return kind._from_config(config, dtype=dtype)
 
 
-def read_config(folder: str) -> PreTrainedConfig:
-    """The config of a local folder; code from the checkpoint is never run."""
-    return _language(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+def read_config(folder: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a local folder. The checkpoint's own code runs only where it is trusted. Raises CodeError."""
+    own = partial(own_class, Path(folder), "config.json") if trust_remote_code else lambda _: None
+    kind, model = own("AutoConfig"), own("AutoModelForCausalLM")
+    if kind is None:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    else:
+        kind.register_for_auto_class()
+        config = kind.from_pretrained(folder, local_files_only=True)
+    if model is None:
+        return _language(config)
+    model.register_for_auto_class("AutoModelForCausalLM")
+    config.own_model_class = add_generation_mixin_to_remote_model(model)
+    return config
 
 
 def _language(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -131,6 +150,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
         count=len(model.get_submodule(layers)),
         hidden=int(text.hidden_size if kind == "encoder" else embedding.weight.shape[-1]),
         carried=_carried(model),
+        kept=_kept(model.config),
         kind=kind,
     )
     if kind == "encoder":
@@ -198,6 +218,12 @@ def _tower(model: PreTrainedModel, parts: Anatomy) -> tuple[str, ...]:
             ):
                 found.append(path)
     return tuple(found)
+
+
+def _kept(config: PreTrainedConfig) -> tuple[int, ...]:
+    text = config.get_text_config(decoder=True)
+    every = getattr(text, family(config.model_type, text.model_type).every or "_", None)
+    return tuple(range(every - 1, text.num_hidden_layers - 1, every)) if every else ()
 
 
 def _carried(model: PreTrainedModel) -> tuple[str, ...]:

@@ -17,22 +17,25 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from .anatomy import read_config
 from .entry import Entry, Overloaded, Request
+from .generation import ignored, refused
 from .manifest import Service
-from .sampling import Sampling, defaults, stop_tokens
+from .sampling import Sampler, Sampling, defaults, stop_tokens
 from .text import Detokenizer
+from .tokens import ChatError, chat_ids, load_tokenizer
 from .wishes import BadRequest, Wish, read_wish
 from .worker import Worker
 
@@ -54,17 +57,23 @@ class Front:
     vocabulary: int
 
     @classmethod
-    def load(cls, service: Service, folder: Path) -> Front:
-        """From a folder with the checkpoint's side files. Raises OSError, ValueError."""
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    def load(cls, service: Service, folder: Path, *, trusted: bool = False) -> Front:
+        """From a folder with the checkpoint's side files. `trusted`: its own code may run.
+
+        Raises OSError, ValueError.
+        """
+        tokenizer = load_tokenizer(folder, trusted=trusted)
+        text = read_config(str(folder), trust_remote_code=trusted).get_text_config(decoder=True)
+        vocabulary = int(text.vocab_size)
+        base, stops = _rules(folder, tokenizer.eos_token_id, vocabulary)
+        return cls(service, tokenizer, base, stops, vocabulary)
+
+    def encoded(self, text: str) -> list[int]:
+        """Raises BadRequest."""
         try:
-            config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except OSError:  # a checkpoint need not have one
-            config = GenerationConfig()
-        end = tokenizer.eos_token_id
-        stops = stop_tokens(config) or frozenset([] if end is None else [end])
-        vocabulary = int(read_config(str(folder)).get_text_config(decoder=True).vocab_size)
-        return cls(service, tokenizer, defaults(config), stops, vocabulary)
+            return list(self.tokenizer(text)["input_ids"])
+        except ChatError as error:
+            raise BadRequest(str(error), "prompt") from error
 
     def checked(self, ids: list[int]) -> tuple[int, ...]:
         """Raises BadRequest: an id without an embedding would break the ring."""
@@ -73,6 +82,35 @@ class Front:
         if max(ids) >= self.vocabulary or min(ids) < 0:
             raise BadRequest(f"token ids are 0 to {self.vocabulary - 1}", "prompt")
         return tuple(ids)
+
+
+def _rules(folder: Path, end: int | None, vocabulary: int) -> tuple[Sampling, frozenset[int]]:
+    """The checkpoint's sampling, and the tokens that end an answer: `end` where it names none.
+
+    Raises ValueError, also where it makes no sense: better now than in somebody's request.
+    """
+    config = _generation(folder)
+    told = config.to_dict()
+    if names := refused(told):
+        raise ValueError(f"the checkpoint wants to be generated with {', '.join(names)}, which is not done here")
+    if names := ignored(told):
+        log.warning("left out of the generation config, without effect on tokens: %s", ", ".join(names))
+    try:
+        config.eos_token_id = sorted(stop_tokens(config) or ([] if end is None else [end])) or None
+        base = defaults(config)
+        for temperature in (0.0, 1.0):
+            Sampler(replace(base, temperature=temperature)).pick(torch.zeros(vocabulary), [0])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the checkpoint's generation config makes no sense: {error}") from error
+    return base, stop_tokens(config)
+
+
+def _generation(folder: Path) -> GenerationConfig:
+    """As `generate` would find it: in a file of its own, or among the model's config. Raises OSError, ValueError."""
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        return GenerationConfig.from_pretrained(folder, "config.json", local_files_only=True, _from_model_config=True)
 
 
 @dataclass
@@ -142,7 +180,7 @@ class Api:
         if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
             prompt = prompt[0]
         if isinstance(prompt, str):
-            ids = front.tokenizer(prompt)["input_ids"]
+            ids = front.encoded(prompt)
         elif isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
             ids = prompt
         else:
@@ -154,13 +192,13 @@ class Api:
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
             raise BadRequest("messages must be a list of {role, content}", "messages")
-        if not front.tokenizer.chat_template:
-            raise BadRequest("this model has no chat template; use /v1/completions", "messages")
+        tools = body.get("tools")
+        if tools is not None and (not isinstance(tools, list) or not all(isinstance(item, dict) for item in tools)):
+            raise BadRequest("tools must be a list of objects", "tools")
         try:
-            text = front.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template is a program of the checkpoint and may raise anything
-            raise BadRequest(f"the chat template refuses these messages: {error}", "messages") from error
-        ids = front.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = chat_ids(front.tokenizer, messages, tools)
+        except ChatError as error:
+            raise BadRequest(str(error), "messages") from error
         return await self._respond(http, _answer(front, body, ids, chat=True))
 
     async def _respond(self, http: HttpRequest, answer: Answer) -> Response:

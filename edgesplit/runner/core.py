@@ -247,7 +247,8 @@ class Core:
             if (stage.range.first, stage.range.last) == (place.first, place.last):
                 return stage
         folder = self.store.lay_out(manifest, number)
-        return Stage.load(folder, place.first, place.last, manifest.dtype, self.device, stages)
+        trusted = manifest.trust_remote_code
+        return Stage.load(folder, place.first, place.last, manifest.dtype, self.device, stages, trusted=trusted)
 
     def _listen(self, manifest: Manifest) -> None:
         me = manifest.peers[self.host]
@@ -279,9 +280,9 @@ class Core:
         if self._api is not None and self._api.place != (service.address, service.port):
             raise CoreError(f"the API listens on port {self._api.place[1]}; take it down to move it")
         try:
-            front = Front.load(service, self.store.lay_out_files(manifest))
+            front = Front.load(service, self.store.lay_out_files(manifest), trusted=manifest.trust_remote_code)
         except (OSError, ValueError) as error:
-            raise CoreError(f"the checkpoint's tokenizer cannot be used: {error}") from error
+            raise CoreError(f"the API cannot be opened: {error}") from error
         if self._entry is None:
             self._entry = Entry(self._worker)
         if self._api is None:

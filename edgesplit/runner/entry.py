@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from .ring import RECENT, Ring, median
 from .sampling import Sampler, Sampling, logprob
 from .scheduler import Work
+from .stage import Prompt
 from .state import State
 from .worker import Worker
 
@@ -35,7 +36,10 @@ class Overloaded(RuntimeError):
 @dataclass
 class Request:
     """`emit(token, end, logprob)`: called per token with end None, and its log-probability if `logprobs`; then once
-    with token None and why it ended: "stop", "length", or "error" when its logits gave no token."""
+    with token None and why it ended: "stop", "length", "error" when its logits gave no token, or "misfit" when its
+    `inputs`, what belongs to the prompt's images, do not fit the prompt. `encoded`: takes the last hidden state, of
+    shape [T, width], in place of tokens.
+    """
 
     prompt: tuple[int, ...]
     max_new: int
@@ -43,6 +47,8 @@ class Request:
     stops: frozenset[int]
     emit: Callable[[int | None, str | None, float | None], None]
     logprobs: bool = False
+    inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    encoded: Callable[[torch.Tensor], None] | None = None
 
 
 @dataclass
@@ -90,9 +96,9 @@ class Entry:
     def attach(self, ring: Ring) -> None:
         """From now on this ring serves; what was running is replayed into it."""
         if self._ring is not None:
-            self._ring.sampled = None
+            self._ring.sampled = self._ring.refused = None
         self._ring = ring
-        ring.sampled = self._sampled
+        ring.sampled, ring.refused = self._sampled, self._refused
         for running in self._running.values():
             self._prefill(running)
         self._admit()
@@ -107,15 +113,35 @@ class Entry:
             self._prefill(running)
 
     def _prefill(self, running: Running) -> None:
-        """The prompt, and after a change of epoch the answer so far, in chunks that overlap along the ring."""
+        """The prompt, and after a change of epoch the answer so far, in chunks that overlap along the ring.
+
+        A prompt with images is one chunk: some models let all of an image, or of the prompt, see each other.
+        """
         ring = self._ring
         assert ring is not None  # noqa: S101 - callers hold a ring
         running.last = 0.0
-        self._worker.add(*chunks(ring.epoch, running.number, running.tokens, ring.chunk))
+        request = running.request
+        if not request.inputs:
+            self._worker.add(*chunks(ring.epoch, running.number, running.tokens, ring.chunk))
+            return
+        prompt = Prompt(torch.tensor([request.prompt]), request.inputs)
+        first = Work(ring.epoch, 0, running.number, 0, prefill=True, sample=not running.answer, payload=prompt)
+        rest = chunks(ring.epoch, running.number, running.tokens, ring.chunk, len(request.prompt))
+        self._worker.add(first, *rest)
+
+    def _refused(self, work: Work[Any], error: Exception) -> None:
+        log.warning("sequence %d does not fit the model: %s", work.sequence, error)
+        running = self._running.get(work.sequence)
+        if running is not None:
+            self._finish(running, "misfit")
 
     def _sampled(self, work: Work[Any], logits: torch.Tensor) -> None:
         running = self._running.get(work.sequence)
         if running is None:
+            return
+        if running.request.encoded is not None:
+            running.request.encoded(logits[0])
+            self._finish(running, "stop")
             return
         try:
             token = running.sampler.pick(logits[0, -1], running.tokens)
@@ -163,9 +189,9 @@ class Entry:
         }
 
 
-def chunks(epoch: int, sequence: int, tokens: list[int], size: int) -> list[Work[torch.Tensor]]:
-    """A prompt as work for stage 0: pieces of `size` tokens, of which the last one asks for a sample."""
-    starts = range(0, len(tokens), size)
+def chunks(epoch: int, sequence: int, tokens: list[int], size: int, begin: int = 0) -> list[Work[torch.Tensor]]:
+    """A prompt from a token on as work for stage 0: pieces of `size` tokens, the last of which asks for a sample."""
+    starts = range(begin, len(tokens), size)
     return [
         Work(
             epoch,

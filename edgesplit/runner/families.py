@@ -15,16 +15,18 @@ class Family:
     `joins`: may sequences of different lengths run as the rows of one batch? `whole`: must a prompt come in one piece?
     `cache`: which function of sealed.py makes the family's own kind of cache. `returns`: a layer takes its state as its
     argument `state` and returns the new one as its second result. `ids`: the config's list of layers, counted from 1,
-    that read token ids, which do not leave the entry.
+    that read token ids, which do not leave the entry. `every`: the config's number of layers after each of which what
+    was computed so far is kept, for all later layers to read, so that it travels on too.
     """
 
     carried: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ("rope_deltas",)  # how far positions run ahead of tokens behind an image
-    joins: bool = True
+    joins: bool | None = None  # None: where positions are given, or of no account
     whole: bool = False
     cache: str = ""
     returns: bool = False
     ids: str = ""
+    every: str = ""
 
 
 _PLAIN = Family()
@@ -37,6 +39,10 @@ _TABLE = {
     "minimax": Family(joins=False, cache="minimax"),  # it ignores the padding of its batch
     "rwkv": Family(cache="rwkv", returns=True),
     "xlstm": Family(cache="xlstm", returns=True),
+    "bloom": Family(joins=True),  # these three read positions off the mask
+    "mpt": Family(joins=True),
+    "opt": Family(joins=True),
+    "inkling2_text": Family(carried=("embed_tokens",), every="n_layers_per_attn_res_block"),
     "qwen4_exp_text": Family(ids="ple_layer_ids"),
     "paligemma": Family(joins=False),  # counts positions from 1
 }

@@ -67,6 +67,12 @@ class Wire:
     told: Told = field(default_factory=dict)
     given: bool = False
 
+    @property
+    def carries(self) -> tuple[str, ...]:
+        """The names of what arrives in `carried`, in order."""
+        parts = self.parts
+        return (*parts.carried, *(f"{parts.layers}.{index}" for index in parts.kept if index < self.part.own.start))
+
     def clear(self) -> None:
         """The forward is over."""
         self.arrived, self.carried, self.told, self.given = None, {}, {}, False
@@ -166,10 +172,13 @@ class _Cut:
         layers, own, wire = self.model.get_submodule(self.parts.layers), self.part.own, self.wire
         returns = family(self.model.config.get_text_config(decoder=True).model_type).returns
         for index, layer in enumerate(layers):
+            kept = f"{self.parts.layers}.{index}" if index in self.parts.kept else ""
             if index < own.start:
-                _hollow(layer, partial(_answer, wire, returns))
+                _hollow(layer, partial(_answer, wire, returns, kept))
             elif index >= own.stop:
                 _hollow(layer, _depart)
+            elif kept:
+                layer.register_forward_hook(self._record(kept))
         if own and own.start == 0 and not self.part.embeds:
             layers[0].register_forward_pre_hook(_arrive(wire), with_kwargs=True)
         if own and not self.part.heads:
@@ -268,7 +277,9 @@ def _depart(*args: Any, **kwargs: Any) -> Any:
     raise Leave(args[0] if args else kwargs["hidden_states"])
 
 
-def _answer(wire: Wire, returns: bool, *args: Any, **kwargs: Any) -> Any:
+def _answer(wire: Wire, returns: bool, kept: str, *args: Any, **kwargs: Any) -> Any:
+    if kept:
+        return wire.carried[kept]
     return (wire.arrived[0], _state(args, kwargs), *wire.arrived[2:]) if returns else wire.arrived
 
 
@@ -317,11 +328,12 @@ class Lent:
         if not self._pairs:
             return
         for module, _ in self._pairs:
-            _empty(module)
+            _empty(module, *module._parameters, *(module._buffers.keys() - module._non_persistent_buffers_set))
         missing = {name for name, weight in _weights(model) if weight is None}
         self._ties = {to: source for to, source in model.all_tied_weights_keys.items() if missing & {to, source}}
-        for target in self._ties:
-            _empty(model.get_submodule(target.rpartition(".")[0]))
+        for name in (name for tie in self._ties.items() for name in tie):
+            path, _, weight = name.rpartition(".")
+            _empty(model.get_submodule(path), weight)
         model.all_tied_weights_keys = {
             to: source for to, source in model.all_tied_weights_keys.items() if to not in self._ties
         }
@@ -331,9 +343,11 @@ class Lent:
         for module, lender in self._pairs:
             module._parameters.update(lender._parameters)
             module._buffers.update(lender._buffers)
-        for target, source in self._ties.items():
-            path, _, name = target.rpartition(".")
-            model.get_submodule(path)._parameters[name] = model.get_parameter(source)
+        for tie in self._ties.items():
+            ends = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tie]
+            shared = next(module._parameters[name] for module, name in ends if module._parameters[name] is not None)
+            for module, name in ends:
+                module._parameters[name] = shared
 
     def _lenders(self, model: PreTrainedModel, wire: Wire) -> dict[str, nn.Module]:
         """For each part of ours that a donor holds too, by path, the donor's."""
@@ -356,9 +370,8 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter | None]]:
         yield from ((f"{path}.{name}", weight) for name, weight in module._parameters.items())
 
 
-def _empty(module: nn.Module) -> None:
-    for name in module._parameters:
-        module._parameters[name] = None
-    for name in module._buffers.keys() - module._non_persistent_buffers_set:
-        module._buffers[name] = None
+def _empty(module: nn.Module, *names: str) -> None:
+    for name in names:
+        registry: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+        registry[name] = None
     module._is_hf_initialized = True

@@ -58,6 +58,7 @@ class Manifest:
 
     `tied`: the head's matrix is the embedding's, so the last stage needs block 0's shard too.
     `limit`: bytes of the largest body on the wire. `split`: the controller's own record, kept for `status`.
+    `trust_remote_code`: the checkpoint's own code, which is among `files` then, may run.
     """
 
     deployment: str
@@ -72,6 +73,7 @@ class Manifest:
     limit: int
     service: Service
     split: dict[str, Any]
+    trust_remote_code: bool = False
 
     @property
     def entry(self) -> str:
@@ -114,6 +116,7 @@ def parse(data: Mapping[str, Any]) -> Manifest:
             limit=int(data["limit"]),
             service=_fields(Service, data["service"]),
             split=dict(data["split"]),
+            trust_remote_code=data["trust_remote_code"] is True,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"the manifest is incomplete: {error!r}") from error
@@ -141,6 +144,8 @@ def _check(manifest: Manifest) -> None:
         raise ManifestError(f"no address of {', '.join(sorted(strangers))}")
     if any("/" in name or name.startswith(".") for name in manifest.files):
         raise ManifestError("a file of the model has a path for a name")
+    if not manifest.trust_remote_code and any(name.endswith(".py") for name in manifest.files):
+        raise ManifestError("a file of the model is code, which nobody trusts")
     if not all(_SHA.fullmatch(sha) for sha in (*manifest.shards, manifest.common, *manifest.files.values())):
         raise ManifestError("a content hash is no sha256")
     service = manifest.service

@@ -19,12 +19,13 @@ from .cache import Sequence
 from .link import Sender
 from .manifest import Manifest
 from .scheduler import Work
-from .stage import Hidden, Stage
+from .stage import Hidden, Prompt, Stage
 from .state import Event, State, step
 from .wire import Flag, Kind, Message, Tensor
 from .worker import Worker
 
 log = logging.getLogger("runner")
+_MISFIT = (ValueError, RuntimeError, LookupError, TypeError)  # what models raise on inputs that do not fit each other
 RECENT = 64  # forwards remembered per stage; medians over them are the telemetry
 
 
@@ -62,21 +63,23 @@ def median(times: deque[float]) -> float | None:
 
 
 class Ring:
-    """`sampled(work, logits)` and `broken()` are the entry's; elsewhere nobody calls them. `report` may be read from
-    any thread."""
+    """`sampled(work, logits)`, `refused(work, error)` and `broken()` are the entry's; elsewhere nobody calls them.
+    `report` may be read from any thread."""
 
     def __init__(self, manifest: Manifest, host: str, stages: Mapping[int, Stage], worker: Worker) -> None:
         self.manifest, self.host, self.stages = manifest, host, dict(stages)
         self.epoch = manifest.epoch
         self.chunk, self.limit = manifest.service.prefill_chunk, manifest.limit
-        if not all(stage.chunks for stage in stages.values()):  # prompts travel whole then
+        if not all(stage.chunks and stage.kind == "text" for stage in stages.values()):  # prompts may travel whole then
             self.limit *= -(-manifest.service.max_context // self.chunk)
+        if not all(stage.chunks for stage in stages.values()):
             self.chunk = manifest.service.max_context
         self.state = State.LOADING
         self.reason = ""
         self.clocks = {number: StageClock() for number in stages}
         self.heard: dict[str, tuple[float, dict[str, Any]]] = {}  # source -> when its last beat came, and what it said
         self.sampled: Callable[[Work[Any], torch.Tensor], None] | None = None
+        self.refused: Callable[[Work[Any], Exception], None] | None = None
         self.broken: Callable[[], None] | None = None
         self._worker = worker
         self._sequences: dict[tuple[int, int], Sequence] = {}
@@ -157,7 +160,13 @@ class Ring:
             self._break(self.host, f"sequence {work.sequence} is at {sequence.tokens}, not at {work.position}")
             return
         start = time.perf_counter()
-        result = stage.forward(sequence, _arrived(work.payload, stage.carried))
+        try:
+            result = stage.forward(sequence, _arrived(work.payload, stage.carried))
+        except _MISFIT as error:
+            if self.refused is None or not isinstance(work.payload, Prompt):
+                raise
+            self.refused(work, error)  # images that do not fit their text are this request's misfortune, not the ring's
+            return
         self.clocks[work.stage].add(time.perf_counter() - start, sequence.tokens - work.position, prefill=work.prefill)
         if isinstance(result, Hidden):
             self._send(work, result)
@@ -168,7 +177,8 @@ class Ring:
         flags = Flag.TUPLE * hidden.tuple_ | Flag.SAMPLE * work.sample | Flag.PREFILL * work.prefill
         tensors = tuple(None if tensor is None else _to_wire(tensor) for tensor in (*hidden.tensors, *hidden.carried))
         number = work.stage + 1
-        message = Message(Kind.WORK, self.epoch, number, work.sequence, work.position, flags, tensors)
+        told = {name: None if tensor is None else _to_wire(tensor) for name, tensor in hidden.told.items()}
+        message = Message(Kind.WORK, self.epoch, number, work.sequence, work.position, flags, tensors, named=told)
         self._senders[self.manifest.stages[number].host].send(message)
 
     def drop(self, number: int, sequence: int) -> None:
@@ -212,21 +222,24 @@ def _work(message: Message) -> Work[Any]:
     )
 
 
-def _arrived(payload: torch.Tensor | Message, carried: int) -> torch.Tensor | Hidden:
+def _arrived(payload: torch.Tensor | Prompt | Message, carried: int) -> torch.Tensor | Prompt | Hidden:
     """Token ids as they are; what came over the wire as tensors again, of which the last `carried` are embeddings."""
-    if isinstance(payload, torch.Tensor):
+    if not isinstance(payload, Message):
         return payload
     tensors = [None if tensor is None else _from_wire(tensor) for tensor in payload.tensors]
     kept = len(tensors) - carried
     embeddings = tuple(tensor for tensor in tensors[kept:] if tensor is not None)
-    return Hidden(tuple(tensors[:kept]), bool(payload.flags & Flag.TUPLE), embeddings)
+    told = {name: None if tensor is None else _from_wire(tensor) for name, tensor in payload.named.items()}
+    return Hidden(tuple(tensors[:kept]), bool(payload.flags & Flag.TUPLE), embeddings, told)
 
 
 def _from_wire(tensor: Tensor) -> torch.Tensor:
-    """The tensor over the received bytes themselves; nothing is copied."""
+    """The tensor over the received bytes themselves; nothing is copied but truth values, which any byte may claim."""
     kind: torch.dtype = getattr(torch, tensor.dtype)  # wire.py knows no other names
     if 0 in tensor.shape:
         return torch.empty(tensor.shape, dtype=kind)
+    if kind is torch.bool:
+        return torch.frombuffer(tensor.data, dtype=torch.uint8).reshape(tensor.shape) != 0
     return torch.frombuffer(tensor.data, dtype=kind).reshape(tensor.shape)
 
 

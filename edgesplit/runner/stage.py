@@ -46,9 +46,9 @@ class Prompt:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and positions; of images alone nobody knows how many positions they become."""
+        """Rows and positions; of images alone nobody knows yet how many positions they become, so they count as one."""
         if self.ids is None:
-            return next(iter(self.inputs.values())).shape[0], 0
+            return next(iter(self.inputs.values())).shape[0], 1
         return self.ids.shape[0], self.ids.shape[1]
 
 
@@ -118,19 +118,28 @@ class Stage:
 
     @property
     def carried(self) -> int:
-        """How many embeddings travel beside the hidden state."""
-        return len(self._wire.parts.carried)
+        """How much arrives beside the hidden state."""
+        return len(self._wire.carries)
 
     @classmethod
-    def load(
-        cls, folder: Path, first: int, last: int, dtype: str, device: str = "cpu", donors: Iterable[Stage] = ()
+    def load(  # noqa: PLR0913 - what the others say, and whether the folder's code may run
+        cls,
+        folder: Path,
+        first: int,
+        last: int,
+        dtype: str,
+        device: str = "cpu",
+        donors: Iterable[Stage] = (),
+        *,
+        trusted: bool = False,
     ) -> Stage:
         """Read the blocks from a folder in the Hugging Face layout that holds at least their weights.
 
         `donors`: stages of the same checkpoint and dtype in this process; blocks that one of them holds are shared.
+        `trusted`: the folder's own code may run.
         Raises StageError when weights are missing or of the wrong shape, AnatomyError when the model is no chain.
         """
-        config, wire = read_config(str(folder)), Wire()
+        config, wire = read_config(str(folder), trust_remote_code=trusted), Wire()
         lent = Lent([(donor.model, donor._wire) for donor in donors])
 
         def prepare(model: PreTrainedModel) -> None:
@@ -228,7 +237,7 @@ class Stage:
             return {"input_ids": arrived.to(self.device)}
         here = arrived.to(self.device)
         self._wire.arrived, self._wire.told = here.value(), here.told
-        self._wire.carried = dict(zip(self._wire.parts.carried, here.carried, strict=True))
+        self._wire.carried = dict(zip(self._wire.carries, here.carried, strict=True))
         if self.model.main_input_name == "pixel_values":
             return {"pixel_values": torch.zeros(here.shape[0], 3, *self._image, device=self.device)}
         return {"input_ids": torch.zeros(*here.shape, dtype=torch.long, device=self.device)}
@@ -295,7 +304,10 @@ def _caches(model: PreTrainedModel, wire: Wire, device: torch.device) -> Caches:
         if hasattr(module, name)
     }
     places = range(own.start * entries, own.stop * entries)
-    return Caches(model.config, places, device, keepers, joins=known.joins)
+    caches = Caches(model.config, places, device, keepers, joins=known.joins is not False)
+    takes = inspect.signature(type(model).forward).parameters
+    caches.joins &= known.joins is True or "position_ids" in takes or not caches.attends
+    return caches
 
 
 def _stack(rows: Many[torch.Tensor]) -> torch.Tensor:

@@ -1,12 +1,12 @@
 """Framing and messages between runners: bytes in, messages out.
 
-    frame = magic "ESW1" | kind u8 | flags u8 | stage u16 | epoch u32 | sequence u64 | position u32 | length u32 | body
+    frame = magic "ESW2" | kind u8 | flags u8 | stage u16 | epoch u32 | sequence u64 | position u32 | length u32 | body
 
-All numbers are big-endian. The body of WORK is tensors: count u8, then per tensor dtype u8, rank u8, rank x u32, and
-then the raw bytes of each in turn; dtype 0 is an absent tensor. The body of HELLO, WELCOME, BEAT and FAULT is a JSON
-object. DROP and BYE have none. The bytes of each tensor begin at a multiple of 16 of the body (zeros in between), so
-that they can be computed on where they arrive. Every frame names its epoch; every length is checked before anything
-is allocated.
+All numbers are big-endian. The body of WORK is tensors: count u8, then per tensor dtype u8, rank u8, length of its
+name u8, rank x u32, the name, and then the raw bytes of each in turn; dtype 0 is an absent tensor. Tensors with a name
+follow those without. The body of HELLO, WELCOME, BEAT and FAULT is a JSON object. DROP and BYE have none. The bytes of
+each tensor begin at a multiple of 16 of the body (zeros in between), so that they can be computed on where they arrive.
+Every frame names its epoch; every length is checked before anything is allocated.
 
 Must not know: sockets, threads, torch, and what the tensors mean.
 """
@@ -15,21 +15,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-MAGIC = b"ESW1"
+MAGIC = b"ESW2"
 HEADER = struct.Struct("!4sBBHIQII")
 MAX_TEXT = 64 * 2**10  # bytes of a JSON body
-MAX_TENSORS = 16
+MAX_TENSORS = 64
 MAX_RANK = 8
 ALIGN = 16  # bytes; what malloc aligns a receive buffer to, and no element or vector of our dtypes needs more
-_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4}  # bytes per element
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "bool": 1}  # bytes per element
 _CODES = {name: code for code, name in enumerate(_SIZES, start=1)}
 _NAMES = {code: name for name, code in _CODES.items()}
+_NAME = re.compile(r"[0-9A-Za-z_./-]{1,80}")  # of a tensor
 
 
 class WireError(ValueError):
@@ -63,6 +65,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Message:
+    """Of WORK: `tensors` by their place, `named` by their name."""
+
     kind: Kind
     epoch: int
     stage: int = 0
@@ -71,13 +75,14 @@ class Message:
     flags: int = 0
     tensors: tuple[Tensor | None, ...] = ()
     text: dict[str, Any] | None = None
+    named: Mapping[str, Tensor | None] = field(default_factory=dict)
 
 
 def encode(message: Message) -> Iterator[bytes | bytearray | memoryview]:
     """The frame, in pieces that are sent in turn, none empty: tensor bytes are never copied. Raises WireError."""
     pieces: list[bytes | bytearray | memoryview] = []
     if message.tensors:
-        pieces = _pieces(message.tensors)
+        pieces = _pieces([("", tensor) for tensor in message.tensors] + [*message.named.items()])
     elif message.text is not None:
         pieces = [json.dumps(message.text).encode()]
     length = sum(memoryview(piece).nbytes for piece in pieces)
@@ -94,18 +99,20 @@ def encode(message: Message) -> Iterator[bytes | bytearray | memoryview]:
     yield from pieces
 
 
-def _pieces(tensors: tuple[Tensor | None, ...]) -> list[bytes | bytearray | memoryview]:
+def _pieces(tensors: list[tuple[str, Tensor | None]]) -> list[bytes | bytearray | memoryview]:
+    if len(tensors) > MAX_TENSORS:
+        raise WireError(f"{len(tensors)} tensors in one message, where at most {MAX_TENSORS} travel")
     head = bytearray([len(tensors)])
-    for tensor in tensors:
-        if tensor is None:
-            head += b"\0\0"
-            continue
-        if tensor.dtype not in _CODES:
-            raise WireError(f"a tensor of {tensor.dtype} cannot travel")
-        head += struct.pack(f"!BB{len(tensor.shape)}I", _CODES[tensor.dtype], len(tensor.shape), *tensor.shape)
+    for name, tensor in tensors:
+        if name and not _NAME.fullmatch(name):
+            raise WireError(f"a tensor cannot be called {name!r}")
+        dtype, shape = (tensor.dtype, tensor.shape) if tensor is not None else ("", ())
+        if dtype and dtype not in _CODES:
+            raise WireError(f"a tensor of {dtype} cannot travel")
+        head += struct.pack(f"!BBB{len(shape)}I", _CODES.get(dtype, 0), len(shape), len(name), *shape) + name.encode()
     pieces: list[bytes | bytearray | memoryview] = [head]
     at = len(head)
-    for tensor in tensors:
+    for _, tensor in tensors:
         size = 0 if tensor is None else memoryview(tensor.data).nbytes
         if tensor is None or not size:
             continue
@@ -169,12 +176,13 @@ def _message(header: tuple[Any, ...], body: bytearray) -> Message:
     _magic, number, flags, stage, epoch, sequence, position, _length = header
     kind = Kind(number)
     tensors: tuple[Tensor | None, ...] = ()
+    named: dict[str, Tensor | None] = {}
     text = None
     if kind is Kind.WORK:
-        tensors = _tensors(memoryview(body))
+        tensors, named = _tensors(memoryview(body))
     elif kind not in (Kind.DROP, Kind.BYE):
         text = _text(body)
-    return Message(kind, epoch, stage, sequence, position, flags, tensors, text)
+    return Message(kind, epoch, stage, sequence, position, flags, tensors, text, named)
 
 
 def _text(body: bytearray) -> dict[str, Any]:
@@ -187,34 +195,48 @@ def _text(body: bytearray) -> dict[str, Any]:
     return text
 
 
-def _tensors(body: memoryview) -> tuple[Tensor | None, ...]:
+def _tensors(body: memoryview) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor | None]]:
     if not body or not 1 <= body[0] <= MAX_TENSORS:
         raise WireError(f"a WORK message carries 1 to {MAX_TENSORS} tensors")
-    shapes: list[tuple[str, tuple[int, ...]] | None] = []
+    heads: list[tuple[str, str, tuple[int, ...]]] = []
     at = 1
     for _ in range(body[0]):
-        if at + 2 > len(body):
-            raise WireError("a tensor's header is cut short")
-        code, rank = body[at], body[at + 1]
-        at += 2
-        if code == 0:
-            shapes.append(None)
-            continue
-        if code not in _NAMES or rank > MAX_RANK or at + 4 * rank > len(body):
-            raise WireError(f"a tensor of unknown type {code} or rank {rank}")
-        shapes.append((_NAMES[code], struct.unpack_from(f"!{rank}I", body, at)))
-        at += 4 * rank
+        head, at = _head(body, at)
+        heads.append(head)
     tensors: list[Tensor | None] = []
-    for shape in shapes:
-        if shape is None:
-            tensors.append(None)
-            continue
-        size = _SIZES[shape[0]] * math.prod(shape[1])
-        start = at + -at % ALIGN if size else at
-        if start + size > len(body):
-            raise WireError(f"a tensor of {size} bytes in a body that has {max(0, len(body) - start)} left")
-        tensors.append(Tensor(shape[0], shape[1], body[start : start + size]))
-        at = start + size
+    named: dict[str, Tensor | None] = {}
+    for name, dtype, shape in heads:
+        tensor, at = _tensor(body, at, dtype, shape)
+        if name in named or (named and not name):
+            raise WireError(f"a tensor called {name!r} where another must be")
+        if name:
+            named[name] = tensor
+        else:
+            tensors.append(tensor)
     if at != len(body):
         raise WireError(f"{len(body) - at} bytes too many behind the last tensor")
-    return tuple(tensors)
+    return tuple(tensors), named
+
+
+def _head(body: memoryview, at: int) -> tuple[tuple[str, str, tuple[int, ...]], int]:
+    """Name, dtype ("" of an absent tensor) and shape, and where the next begins."""
+    if at + 3 > len(body):
+        raise WireError("a tensor's header is cut short")
+    code, rank, length = body[at], body[at + 1], body[at + 2]
+    end = at + 3 + 4 * rank + length
+    if (code and code not in _NAMES) or rank > (MAX_RANK if code else 0) or end > len(body):
+        raise WireError(f"a tensor of unknown type {code}, rank {rank} or name of {length} bytes")
+    name = bytes(body[end - length : end]).decode("latin-1")
+    if name and not _NAME.fullmatch(name):
+        raise WireError(f"a tensor cannot be called {name!r}")
+    return (name, _NAMES.get(code, ""), struct.unpack_from(f"!{rank}I", body, at + 3)), end
+
+
+def _tensor(body: memoryview, at: int, dtype: str, shape: tuple[int, ...]) -> tuple[Tensor | None, int]:
+    if not dtype:
+        return None, at
+    size = _SIZES[dtype] * math.prod(shape)
+    start = at + -at % ALIGN if size else at
+    if start + size > len(body):
+        raise WireError(f"a tensor of {size} bytes in a body that has {max(0, len(body) - start)} left")
+    return Tensor(dtype, shape, body[start : start + size]), start + size

@@ -6,13 +6,25 @@ Must not know: HTTP, tokenizers, where the answer comes from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .manifest import Service
 from .sampling import Sampling
 
-DEFAULT_MAX_TOKENS = 128  # completions without max_tokens; OpenAI's own 16 surprises everybody
+# Tokens of an answer where neither the request nor the checkpoint says; OpenAI's own 16 surprises everybody.
+DEFAULT_MAX_TOKENS = 128
+# What OpenAI's API has and this one has not, and the values that ask for nothing.
+_ABSENT: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "suffix": (None, ""),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "response_format": (None, {"type": "text"}),
+}
 
 
 class BadRequest(ValueError):
@@ -41,8 +53,9 @@ def read_wish(body: Mapping[str, Any], base: Sampling, service: Service, prompt:
     model = body.get("model", service.model)
     if model != service.model:
         raise BadRequest(f"no model {model!r} here; it is {service.model!r}", "model")
-    if body.get("n") not in (None, 1):
-        raise BadRequest("n must be 1", "n")
+    for name, nothing in _ABSENT.items():
+        if body.get(name) not in nothing:
+            raise BadRequest(f"{name} can only be {nothing[-1]!r} here", name)
     room = service.max_context - prompt
     if room < 1:
         raise BadRequest(
@@ -57,17 +70,29 @@ def read_wish(body: Mapping[str, Any], base: Sampling, service: Service, prompt:
             "max_tokens",
         )
     options = body.get("stream_options") or {}
+    max_tokens = asked or min(_usual(base, prompt), room)
     return Wish(
         chat=chat,
         stream=_flag(body, "stream"),
         include_usage=isinstance(options, Mapping) and bool(options.get("include_usage")),
-        max_tokens=asked or min(DEFAULT_MAX_TOKENS, room),
-        stop=_stops(body.get("stop")),
-        sampling=_sampling(body, base),
+        max_tokens=max_tokens,
+        stop=_stops(_usual_stops(base) if body.get("stop") is None else body["stop"]),
+        sampling=replace(_sampling(body, base), max_new=max_tokens),
         logprobs=_logprobs(body),
         return_token_ids=_flag(body, "return_token_ids"),
         ignore_eos=_flag(body, "ignore_eos"),
     )
+
+
+def _usual(base: Sampling, prompt: int) -> int:
+    """Tokens of an answer where the request does not say."""
+    most = getattr(base.rest, "max_length", None)
+    new = getattr(base.rest, "max_new_tokens", None) or (most - prompt if most and most > prompt else None)
+    return int(new or DEFAULT_MAX_TOKENS)
+
+
+def _usual_stops(base: Sampling) -> Any:
+    return getattr(base.rest, "stop_strings", None)
 
 
 def _flag(body: Mapping[str, Any], name: str) -> bool:
@@ -101,14 +126,28 @@ def _number(body: Mapping[str, Any], name: str, default: float, low: float, high
     return float(value)
 
 
+def _whole(body: Mapping[str, Any], name: str, default: int) -> int:
+    value = body.get(name)
+    if value is None:
+        return default
+    if type(value) is not int or not 0 <= value <= 1_000_000:
+        raise BadRequest(f"{name} must be a whole number from 0 to 1000000", name)
+    return value
+
+
 def _sampling(body: Mapping[str, Any], base: Sampling) -> Sampling:
     seed = body.get("seed")
     if seed is not None and type(seed) is not int:
         raise BadRequest("seed must be a whole number", "seed")
-    return Sampling(
+    return replace(
+        base,
         temperature=_number(body, "temperature", base.temperature, 0, 2),
         top_p=_number(body, "top_p", base.top_p, 0.000001, 1),
-        top_k=int(_number(body, "top_k", base.top_k, 0, 1_000_000)),
+        top_k=_whole(body, "top_k", base.top_k),
         repetition_penalty=_number(body, "repetition_penalty", base.repetition_penalty, 0.01, 100),
+        min_p=_number(body, "min_p", base.min_p, 0, 1),
+        typical_p=_number(body, "typical_p", base.typical_p, 0.000001, 1),
+        no_repeat_ngram_size=_whole(body, "no_repeat_ngram_size", base.no_repeat_ngram_size),
+        min_new_tokens=_whole(body, "min_tokens", base.min_new_tokens),
         seed=None if seed is None else seed % 2**63,
     )

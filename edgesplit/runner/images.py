@@ -1,0 +1,140 @@
+"""Images in a chat: from a client's data URLs to token ids and what belongs to them.
+
+The checkpoint's own processor does it, its part for images alone: what it would need for videos is not asked for.
+Nothing is ever fetched: an image is in the request, or the request is refused.
+
+Must not know: HTTP, the ring.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import inspect
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from .anatomy import model_class
+
+MAX_IMAGES = 16  # of one request
+MAX_PIXELS = 2**25  # of all images of one request, 100 MB once they are decoded
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of the API this one is modelled on; every decoder more is one more to trust
+_NOT_INPUTS = {"input_ids", "attention_mask", "labels"}  # ids go their own way, and nothing is padded
+
+
+class ImageError(ValueError):
+    """The images or messages cannot be read; the message says why."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Reads chats for one model. `inputs`: what its class takes beside ids."""
+
+    processor: Any
+    inputs: frozenset[str]
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # tokenizers do not share themselves between threads
+
+    @classmethod
+    def load(cls, folder: Path, config: PreTrainedConfig) -> Images:
+        """From a folder with the checkpoint's side files. Raises ImageError."""
+        if type(config) not in PROCESSOR_MAPPING:
+            raise ImageError(f"transformers has no processor for {config.model_type}")
+        kind = _without_videos(PROCESSOR_MAPPING[type(config)])
+        try:
+            processor = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (ImportError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ImageError(f"{kind.__name__} cannot be used here: {' '.join(str(error).split())}") from error
+        takes = frozenset(inspect.signature(model_class(config).forward).parameters)
+        return cls(processor, takes - _NOT_INPUTS)
+
+    def read(self, messages: list[Any]) -> tuple[list[int], dict[str, torch.Tensor]]:
+        """The prompt's ids, and what belongs to its images, nothing without images. Raises ImageError."""
+        chat = list(_chat(messages))
+        some = any(part["type"] == "image" for message in chat for part in message["content"])
+        if not self.processor.chat_template:
+            raise ImageError("this model has no chat template")
+        with self._lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                read = self.processor.apply_chat_template(
+                    chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+                )
+            except Exception as error:  # a template is a program of the checkpoint and may raise anything
+                raise ImageError(f"the chat template refuses these messages: {error}") from error
+        inputs = {name: value for name, value in read.items() if name in self.inputs} if some else {}
+        if odd := [name for name, value in inputs.items() if not isinstance(value, torch.Tensor)]:
+            raise ImageError(f"the images have no common {odd[0]}")
+        return read["input_ids"][0].tolist(), inputs
+
+
+def _without_videos(kind: type[Any]) -> type[Any]:
+    """The same processor, which takes no part for videos: that needs packages of its own."""
+    parts = [part for part in kind.get_attributes() if part != "video_processor"]
+    return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _: parts), "__module__": kind.__module__})
+
+
+# --- messages ---
+
+
+def _chat(messages: list[Any]) -> Iterator[dict[str, Any]]:
+    """Messages as transformers takes them, their images decoded. Raises ImageError."""
+    pixels = 0
+    count = 0
+    for message in messages:
+        parts = []
+        for part in _parts(message.get("content")):
+            if part.get("type") == "image_url":
+                image = _decode(part.get("image_url"), MAX_PIXELS - pixels)
+                pixels += image.width * image.height
+                count += 1
+                parts.append({"type": "image", "image": image})
+            elif part.get("type") == "text" and isinstance(part.get("text"), str):
+                parts.append({"type": "text", "text": part["text"]})
+            else:
+                raise ImageError("a part of a message is {type: text, text} or {type: image_url, image_url: {url}}")
+            if count > MAX_IMAGES:
+                raise ImageError(f"more than {MAX_IMAGES} images")
+        yield {"role": str(message.get("role")), "content": parts}
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        return content
+    raise ImageError("the content of a message is a string or a list of parts")
+
+
+def _decode(place: Any, pixels: int) -> Any:
+    """The image of a data URL, of at most so many pixels, upright, in red, green and blue."""
+    from PIL import Image, ImageOps
+
+    url = place.get("url") if isinstance(place, dict) else place
+    if not isinstance(url, str) or not url.startswith("data:"):
+        raise ImageError("an image is given as a data URL (data:image/png;base64,...); nothing is fetched for a client")
+    head, _, data = url.partition(",")
+    if not head.endswith(";base64"):
+        raise ImageError("the data URL of an image must be base64")
+    try:
+        file = io.BytesIO(base64.b64decode(data, validate=True))
+    except binascii.Error as error:
+        raise ImageError(f"the data of an image is not base64: {error}") from error
+    try:
+        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if image.width * image.height > pixels:  # known from its header, before anything is decoded
+                raise ImageError(f"the images of one request have more than {MAX_PIXELS} pixels")
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except ImageError:
+        raise
+    except Exception as error:  # what a decoder raises on damaged data is not documented
+        raise ImageError(f"an image cannot be read ({', '.join(FORMATS)}): {error}") from error
