@@ -19,10 +19,14 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class ModelSource(Value):
-    """A folder (relative to the plan) or a hub id, with an optional revision."""
+    """A folder (relative to the plan) or a hub id, with an optional revision.
+
+    `trust_remote_code`: the checkpoint's own code may run, here and on every host.
+    """
 
     source: str
     revision: str | None = None
+    trust_remote_code: bool = False
 
 
 class Api(Value):

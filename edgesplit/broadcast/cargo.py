@@ -100,6 +100,7 @@ class Cargo:
                 prefill_chunk=plan.prefill_chunk,
             ),
             split=target.model_dump(mode="json"),
+            trust_remote_code=plan.model.trust_remote_code,
         )
 
     def matches(self, kept: Manifest) -> bool:

@@ -1,7 +1,6 @@
 """What each block costs: bytes of weights, of cache and across its boundary, and arithmetic, all without weights.
 
-The model is run on the meta device (shapes only). Takes seconds, and torch: checkpoint.py remembers the outcome.
-
+Takes seconds, and torch: checkpoint.py remembers the outcome.
 Must not know: files, hosts, which tensor belongs to which block (structure.py does).
 """
 
@@ -9,18 +8,29 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from edgesplit.model.blocks import EMBEDDING, HEAD, Block
+from edgesplit.model.blocks import EMBEDDING, HEAD, Block, Condensed, Flops
 from edgesplit.model.headers import ELEMENT, TensorAt
+from edgesplit.model.rehearsal import Forward, Rehearsal
 from edgesplit.runner.anatomy import Anatomy, AnatomyError
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Tokens of the forwards of three sequences: a prompt, a decode step, and where a prompt may come in pieces, two more. At
+# least eight at first: short convolutions see the last three or four tokens and count otherwise before they have them.
+# The first decode steps are sixteen tokens apart: indexers count in blocks of tokens, mostly of a power of two.
+SEQUENCES = (8, 1, 7, 19), (24, 1, 11), (13, 1, 3)
+# Linear attention pads a prompt to whole groups of so many tokens, where its config names no `chunk_size`: the default
+# of every chunked delta rule in transformers 5.23.
+GROUP = 64
+# Share of a short prompt's arithmetic that must not grow with its tokens before groups are looked for; below it they
+# change a long prompt's by less.
+FIXED = 0.02
 
 Tensors = Mapping[str, TensorAt]
 
@@ -37,81 +47,251 @@ def sizes(tensors: Tensors, places: Mapping[str, int], element: int) -> Counter[
 
 @dataclass(frozen=True)
 class Probe:
-    """Per layer: KV bytes per token, state bytes per sequence; bytes per token behind the embedding and each layer."""
+    """`blocks` weigh nothing yet."""
 
-    kv: tuple[int, ...]
-    state: tuple[int, ...]
-    boundary: tuple[int, ...]
+    blocks: tuple[Block, ...]
     max_context: int | None
-    active: float  # share of the layers' weights one token uses (mixture of experts: fewer than all)
+    chunked: bool
+    glued: tuple[tuple[int, int], ...]
 
 
 def probe(model: Any, anatomy: Anatomy, config: Any) -> Probe:
-    """Run the model on shapes only."""
-    outputs: dict[int, int] = {}
-
-    def watch(number: int) -> Any:
-        def hook(_module: Any, _args: Any, output: Any) -> None:
-            first = output if not isinstance(output, tuple) else output[0]
-            outputs[number] = first[:, :1].numel() * first.element_size()
-
-        return hook
-
-    layers = model.get_submodule(anatomy.layers)
-    handles = [layer.register_forward_hook(watch(number)) for number, layer in enumerate(layers, start=1)]
-    short, long = (_cached(model, config, tokens) for tokens in (8, 9))
-    for handle in handles:
-        handle.remove()
-    if not any(long):
-        raise AnatomyError(f"{type(model).__name__} does not keep its state in the cache it is given")
-    kv = tuple(after - before for before, after in zip(short, long, strict=True))
+    """Run the model without weights. Raises AnatomyError where it keeps nothing from token to token."""
+    rehearsal = Rehearsal(model, anatomy)
     text = config.get_text_config(decoder=True)
-    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
-    used = getattr(text, "num_experts_per_tok", None)
+    layers = [_Layer(entries) for entries in rehearsal.entries()]
+    for layer, donor in _lenders(text).items():
+        layers[layer] = layers[donor]
+    runs = _runs(rehearsal, text)
+    if anatomy.kind != "encoder" and not any(any(kept) for run in runs.short for kept in run.kept):
+        raise AnatomyError(f"{type(model).__name__} does not keep its state in the cache it is given")
     positions = getattr(text, "max_position_embeddings", None)
     return Probe(
-        kv=kv,
-        state=tuple(before - 8 * each for before, each in zip(short, kv, strict=True)),
-        boundary=(outputs[1], *(outputs[number] for number in range(1, anatomy.count + 1))),
+        blocks=tuple(_block(number, layers, runs, text) for number in range(anatomy.count + 2)),
         max_context=positions if type(positions) is int else None,
-        active=used / experts if experts and used else 1.0,
+        chunked=rehearsal.chunked,
+        glued=_glued(text),
     )
 
 
-def _cached(model: Any, config: Any, tokens: int) -> list[int]:
-    """Bytes in the cache of each layer after a run of `tokens` tokens, on the meta device."""
-    cache = DynamicCache(config=config)
-    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return [sum(map(_meta_bytes, vars(layer).values())) for layer in cache.layers]
+def weigh(probe: Probe, sizes: Counter[int]) -> tuple[Block, ...]:
+    """The blocks, with their weights."""
+    return tuple(block.model_copy(update={"weight_bytes": sizes[number]}) for number, block in enumerate(probe.blocks))
 
 
-def _meta_bytes(value: Any) -> int:
-    """Bytes of a cache layer's attribute: a tensor, or tensors by number (states of linear attention), or neither."""
-    tensors = value.values() if isinstance(value, dict) else [value]
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor) and t.is_meta)
+# --- layers that share ---
 
 
-def blocks(anatomy: Anatomy, probe: Probe, sizes: Counter[int], element: int) -> tuple[Block, ...]:
-    def flops(weight_bytes: int, active: float) -> int:
-        return round(2 * weight_bytes / element * active)
+def _lenders(text: Any) -> dict[int, int]:
+    """Layers that read another one's cache, and that one: the last that stores for their kind of attention."""
+    modes, kinds = getattr(text, "kv_sharing_modes", None) or (), getattr(text, "layer_types", None) or ()
+    stores: dict[str, int] = {}
+    lenders = {}
+    for layer, (mode, kind) in enumerate(zip(modes, kinds, strict=False)):
+        if mode == "store":
+            stores[kind] = layer
+        elif mode == "reuse" and kind in stores:
+            lenders[layer] = stores[kind]
+    return lenders
 
-    head = sizes[anatomy.count + 1]
-    embedding = Block(name=EMBEDDING, kind="embedding", weight_bytes=sizes[0], kv_bytes_per_token=0, state_bytes=0,
-                      flops_per_token=0, output_bytes_per_token=probe.boundary[0])  # fmt: skip
-    layers = [
-        Block(
-            name=f"layers.{number}",
-            kind="layer",
-            weight_bytes=sizes[number + 1],
-            kv_bytes_per_token=probe.kv[number],
-            state_bytes=probe.state[number],
-            flops_per_token=flops(sizes[number + 1], probe.active),
-            output_bytes_per_token=probe.boundary[number + 1],
-        )
-        for number in range(anatomy.count)
-    ]
-    last = Block(name=HEAD, kind="head", weight_bytes=head, kv_bytes_per_token=0, state_bytes=0,
-                 flops_per_token=flops(head or sizes[0], 1.0), output_bytes_per_token=0)  # fmt: skip
-    return (embedding, *layers, last)
+
+def _glued(text: Any) -> tuple[tuple[int, int], ...]:
+    """From the first layer that stores for others to the last that reads it, as blocks."""
+    lenders = _lenders(text)
+    return ((min(lenders.values()) + 1, max(lenders) + 1),) if lenders else ()
+
+
+# --- what was seen ---
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's fresh entries in the cache, mostly one."""
+
+    entries: Sequence[Any]
+
+    @property
+    def window(self) -> int | None:
+        """Of how many past tokens it keeps keys and values: transformers' cache keeps one less than the window."""
+        windows = [entry.sliding_window - 1 for entry in self.entries if hasattr(entry, "sliding_window")]
+        return min(windows, default=None)
+
+    @property
+    def rate(self) -> int | None:
+        """How many tokens it condenses into one entry."""
+        return next((entry.compress_rate for entry in self.entries if hasattr(entry, "compress_rate")), None)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """`short` in the order of SEQUENCES; `long` of prompts in groups; `condensing` a long prompt and a
+    decode step, where layers condense."""
+
+    short: tuple[Forward, ...]
+    long: tuple[Forward, ...]
+    condensing: tuple[Forward, ...]
+    chunked: bool
+    group: int
+
+    @property
+    def steps(self) -> list[Forward]:
+        """Decode steps."""
+        return [run for run in self.short if run.tokens == 1]
+
+    @property
+    def prompts(self) -> list[Forward]:
+        return [run for run in self.short if not run.before]
+
+
+def _runs(rehearsal: Rehearsal, text: Any) -> _Runs:
+    steps = SEQUENCES if rehearsal.chunked else [sequence[:2] for sequence in SEQUENCES]
+    short = [run for sequence in steps for run in rehearsal.sequence(*sequence)]
+    rates = [layer.rate for layer in map(_Layer, rehearsal.entries()) if layer.rate]
+    # 3 tokens more than whole entries: at every rate some wait
+    condensing = tuple(rehearsal.sequence(2 * max(rates) + 3, 1)) if rates else ()
+    found = _Runs(tuple(short), (), condensing, rehearsal.chunked, _group(text))
+    total = sum(found.prompts[0].flops)
+    heavy = [number for number, flops in enumerate(found.prompts[0].flops) if flops > FIXED * total]
+    if not any(_padded(number, found) for number in heavy):
+        return found
+    lengths = [times * found.group + more for times, more in ((2, 0), (3, 0), (4, 0), (2, 1), (2, 2))]
+    long = tuple(rehearsal.sequence(length)[0] for length in lengths)
+    return _Runs(found.short, long, condensing, found.chunked, found.group)
+
+
+def _group(text: Any) -> int:
+    named = (getattr(text, name, None) for name in ("chunk_size", "mamba_chunk_size"))
+    return next((size for size in named if type(size) is int and size > 0), GROUP)
+
+
+def _padded(number: int, runs: _Runs) -> bool:
+    """Does much of a block's work on a short prompt not grow with its tokens?"""
+    short = _fitted(number, _Sight(None, None), runs.prompts, ["fixed", "token", "pair"])
+    return not runs.chunked and abs(short.fixed) > FIXED * runs.prompts[0].flops[number]
+
+
+# --- one block ---
+
+
+def _block(number: int, layers: Sequence[_Layer], runs: _Runs, text: Any) -> Block:
+    last = number == len(layers) + 1
+    layer = layers[number - 1] if 0 < number <= len(layers) else None
+    sight = _Sight(layer.window if layer else None, layer.rate if layer else None)
+    prefill = _prefill(number, sight, runs)
+    per_token, per_position, per_entry = _decode(number, sight, runs, prefill)
+    each, beside = (0, 0) if last else _sent(number, runs)
+    return Block(
+        name=HEAD if last else EMBEDDING if layer is None else f"layers.{number - 1}",
+        kind="head" if last else "embedding" if layer is None else "layer",
+        weight_bytes=0,
+        kv_tokens_max=sight.window,
+        **({"kv_bytes_per_token": 0, "state_bytes": 0} if layer is None else _cache(number - 1, layer, runs)),
+        flops_per_token=per_token,
+        flops_per_position=per_position,
+        flops_per_entry=per_entry,
+        prefill=prefill,
+        further=_further(number, sight, runs),
+        output_bytes_per_token=runs.short[0].logits if last else each,
+        output_bytes_per_position=beside,
+        output_positions_max=getattr(text, "index_topk", None) if beside else None,
+    )
+
+
+def _cache(number: int, layer: _Layer, runs: _Runs) -> dict[str, Any]:
+    """From the cache behind eight and nine tokens, tensor by tensor; where tokens are condensed, behind many more."""
+    before, after = (run.kept[number] for run in runs.short[:2])
+    tokens = runs.short[1].seen
+    windowed = growing = state = entries = waiting = 0
+    if layer.rate is not None:
+        before = after = runs.condensing[0].kept[number]
+        tokens = runs.condensing[0].seen
+    for name, tensor in after.items():
+        more = tensor.nbytes - before[name].nbytes
+        length = tensor.shape[1] if tensor.dim() > 1 else -1
+        if layer.window is not None and name.endswith((".keys", ".values")):
+            windowed += tensor.nbytes // min(tokens, layer.window)
+        elif layer.rate is not None and length == tokens // layer.rate:
+            entries += tensor.nbytes // length
+        elif layer.rate is not None and length == tokens % layer.rate:
+            waiting += tensor.nbytes // length
+        else:
+            growing += more
+            state += tensor.nbytes - tokens * more
+    beside = [] if layer.window is None or not growing else [Condensed(every=1, entry_bytes=growing, rest_bytes=0)]
+    if layer.rate is not None:
+        beside.append(Condensed(every=layer.rate, entry_bytes=entries, rest_bytes=waiting))
+    per_token = growing if layer.window is None else windowed
+    return {"kv_bytes_per_token": per_token, "state_bytes": state, "condensed": tuple(beside)}
+
+
+def _sent(number: int, runs: _Runs) -> tuple[int, int]:
+    """Bytes per token that leave a block, and per position the token sees."""
+    one, other = runs.steps[:2] if len(runs.steps) > 1 else (runs.short[0], runs.short[0])
+    more = (other.sent[number] - one.sent[number]) // max(1, other.seen - one.seen)
+    return one.sent[number] // one.tokens - more * one.seen, more
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """What a layer's tokens see of those before: the last ones, and entries made of all."""
+
+    window: int | None
+    rate: int | None
+
+    def positions(self, run: Forward) -> int:
+        return run.tokens + (run.before if self.window is None else min(run.before, self.window))
+
+    def entries(self, run: Forward) -> int:
+        return run.seen // self.rate if self.rate else 0
+
+
+def _decode(number: int, sight: _Sight, runs: _Runs, prefill: Flops) -> tuple[int, int, int]:
+    """A decode step's arithmetic: whatever the context, per position, and per condensed entry. What a position adds is
+    told by prompts where the window is full at once."""
+    steps = [*runs.steps, *runs.condensing[1:]]
+    rows = [([1, sight.positions(run), sight.entries(run)], run.flops[number]) for run in steps]
+    if len({seen for (_, seen, _), _ in rows[:2]}) > 1:
+        per_token, per_position, per_entry = _solve(rows)
+        return per_token, per_position, per_entry
+    rest = [([1, entries], flops - prefill.pair * seen) for (_, seen, entries), flops in rows]
+    per_token, per_entry = _solve(rest)
+    return per_token, prefill.pair, per_entry
+
+
+def _prefill(number: int, sight: _Sight, runs: _Runs) -> Flops:
+    if runs.long and sight.rate is None and _padded(number, runs):
+        return _in_groups([(run.tokens, run.flops[number]) for run in runs.long], runs.group)
+    prompts = [*runs.prompts, *runs.condensing[:1]]
+    return _fitted(number, sight, prompts, ["fixed", "token", "pair", *(["entry"] if sight.rate else [])])
+
+
+def _further(number: int, sight: _Sight, runs: _Runs) -> Flops | None:
+    pieces = [run for run in runs.short if run.before and run.tokens > 1]
+    return _fitted(number, sight, pieces, ["fixed", "token", "position", "pair"]) if pieces else None
+
+
+def _fitted(number: int, sight: _Sight, runs: Sequence[Forward], names: Sequence[str]) -> Flops:
+    rows = []
+    for run in runs:
+        tokens, seen = run.tokens, sight.positions(run)
+        terms = {"fixed": 1, "token": tokens, "position": seen, "pair": tokens * seen,
+                 "entry": tokens * sight.entries(run)}  # fmt: skip
+        rows.append(([terms[name] for name in names], run.flops[number]))
+    return Flops(**dict(zip(names, _solve(rows), strict=True)))
+
+
+def _in_groups(runs: list[tuple[int, int]], size: int) -> Flops:
+    groups = [-(-tokens // size) for tokens, _ in runs]
+    terms = [[1, tokens, tokens**2, begun, begun**2] for (tokens, _), begun in zip(runs, groups, strict=True)]
+    solved = _solve([(term, flops) for term, (_, flops) in zip(terms, runs, strict=True)])
+    fixed, token, pair, group, of_groups = solved
+    return Flops(fixed=fixed, token=token, pair=pair, group=group, groups=of_groups, group_tokens=size)
+
+
+def _solve(equations: list[tuple[list[int], int]]) -> list[int]:
+    """The smallest factors that fulfil the equations, whole; columns scaled, so that none counts for more."""
+    terms = torch.tensor([row for row, _ in equations], dtype=torch.float64)
+    wanted = torch.tensor([[total] for _, total in equations], dtype=torch.float64)
+    scale = terms.abs().amax(0).clamp(min=1)
+    found = torch.linalg.lstsq(terms / scale, wanted, driver="gelsd").solution[:, 0] / scale
+    return [round(factor) for factor in found.tolist()]

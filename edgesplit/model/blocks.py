@@ -1,6 +1,6 @@
-"""The chain of blocks (the paper's S_1..S_n, eq. 2) and what each costs.
+"""The chain of blocks: embedding, decoder layers, head. What each costs, and how people name them.
 
-Must not know: torch, files, hosts. checkpoint.py reads a chain off a checkpoint; here it is only a value.
+Must not know: files, hosts, PyTorch. What is measured of a checkpoint is only a value here.
 """
 
 from __future__ import annotations
@@ -18,16 +18,101 @@ COMMON = -1  # in place of a block number: weights that every stage holds
 _LAYERS = re.compile(r"^layers\.(\d+)(?:-(\d+))?$")
 
 
+class Flops(Value):
+    """The arithmetic of one forward; a multiplication and an addition count two.
+
+    A forward of q tokens that sees k positions, its own among them, and e condensed entries takes
+    fixed + token q + position k + pair q k + entry q e + group n + groups n^2, where q tokens begin n groups of
+    `group_tokens` (linear attention and state-space layers pad a prompt to whole groups).
+    """
+
+    fixed: int = 0
+    token: int = 0
+    position: int = 0
+    pair: int = 0
+    entry: int = 0
+    group: int = 0
+    groups: int = 0
+    group_tokens: int = 1
+
+    def of(self, tokens: int, positions: int, entries: int) -> int:
+        begun = -(-tokens // self.group_tokens)
+        alone = self.fixed + self.token * tokens + self.group * begun + self.groups * begun**2
+        return alone + positions * (self.position + self.pair * tokens) + self.entry * tokens * entries
+
+
+class Condensed(Value):
+    """What a layer makes of the tokens that it does not keep as they are: an entry for every `every` of them; the rest
+    waits."""
+
+    every: int
+    entry_bytes: int
+    rest_bytes: int  # per token that waits
+
+    def bytes_of(self, tokens: int) -> int:
+        return tokens // self.every * self.entry_bytes + tokens % self.every * self.rest_bytes
+
+    def bytes_until(self, tokens: int) -> int:
+        """At least as many as at any time until so many tokens are seen."""
+        return tokens // self.every * self.entry_bytes + min(tokens, self.every - 1) * self.rest_bytes
+
+
 class Block(Value):
-    """The smallest piece that moves. Sizes are bytes in memory at the plan's dtype."""
+    """The smallest piece that moves. Sizes are bytes in memory at the plan's dtype; caches are per sequence.
+
+    `kv_tokens_max`: of so many tokens at most, the last ones, the layer keeps and sees keys and values (a sliding
+    window); None: of all. The decode step's arithmetic is of one token.
+    """
 
     name: str  # "embedding", "layers.0", ..., "head"
     kind: Literal["embedding", "layer", "head"]
     weight_bytes: int
-    kv_bytes_per_token: int  # KV cache, per token of context and sequence
-    state_bytes: int  # state of constant size, per sequence
-    flops_per_token: int  # multiply-adds count two; attention over the context not included
-    output_bytes_per_token: int  # what crosses the boundary behind this block
+    kv_bytes_per_token: int
+    kv_tokens_max: int | None = None
+    state_bytes: int  # of constant size
+    condensed: tuple[Condensed, ...] = ()
+    flops_per_token: int  # a decode step's, whatever the context
+    flops_per_position: int = 0  # a decode step's, per position it sees
+    flops_per_entry: int = 0  # a decode step's, per condensed entry
+    prefill: Flops = Flops()  # of a prompt, or its first piece
+    further: Flops | None = None  # of its other pieces; None where a prompt comes whole
+    output_bytes_per_token: int  # what crosses the boundary behind this block; behind the head, the logits
+    output_bytes_per_position: int = 0  # beside that, per position a token sees: which of them the next layers look at
+    output_positions_max: int | None = None
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Held for a sequence of so many tokens."""
+        return self._kept(tokens) + sum(part.bytes_of(tokens) for part in self.condensed)
+
+    def cache_bytes_until(self, tokens: int) -> int:
+        """The most that a sequence holds on its way to so many tokens."""
+        return self._kept(tokens) + sum(part.bytes_until(tokens) for part in self.condensed)
+
+    def _kept(self, tokens: int) -> int:
+        return self.kv_bytes_per_token * _capped(tokens, self.kv_tokens_max) + self.state_bytes
+
+    def output_bytes(self, positions: int) -> int:
+        """What crosses the boundary for one token that sees so many positions."""
+        seen = _capped(positions, self.output_positions_max)
+        return self.output_bytes_per_token + self.output_bytes_per_position * seen
+
+    def decode_flops(self, context: int) -> int:
+        """Of one token behind a context of so many."""
+        seen = self.flops_per_position * (_capped(context, self.kv_tokens_max) + 1)
+        return self.flops_per_token + seen + self.flops_per_entry * self._entries(context + 1)
+
+    def prefill_flops(self, tokens: int, context: int = 0) -> int:
+        """Of so many tokens of a prompt at once, behind a context."""
+        seen = _capped(context, self.kv_tokens_max) + tokens
+        flops = self.further if context and self.further is not None else self.prefill
+        return flops.of(tokens, seen, self._entries(context + tokens))
+
+    def _entries(self, tokens: int) -> int:
+        return sum(tokens // part.every for part in self.condensed if part.every > 1)
+
+
+def _capped(tokens: int, most: int | None) -> int:
+    return tokens if most is None else min(tokens, most)
 
 
 class Chain(Value):
@@ -43,6 +128,10 @@ class Chain(Value):
     blocks: tuple[Block, ...]
     common_bytes: int
     max_context: int | None
+    chunked: bool = True  # may a prompt come in pieces?
+    glued: tuple[
+        tuple[int, int], ...
+    ] = ()  # first and last block of runs that stay together: their layers share caches
     checkpoint: str  # digest of the config and of every file's header
 
     @property

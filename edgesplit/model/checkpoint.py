@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from edgesplit.errors import ModelError
+from edgesplit.model import sidefiles
 from edgesplit.model.blocks import Chain
-from edgesplit.model.headers import INDEX, TensorAt, read_headers
+from edgesplit.model.headers import TensorAt, read_headers, renamed
 from edgesplit.values import Value, digest
-
-# Small files a runner or a person needs beside the weights.
-SIDE_FILES = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
-              "vocab.*", "merges.txt", "chat_template.*", "*.model")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder in the Hugging Face layout. `tensors` by key; `places`: key -> block number or COMMON, for every tensor
-    that the model has a use for."""
+    """A folder in the Hugging Face layout. `tensors` by key, as they travel; `places`: key -> block number or COMMON,
+    for every tensor that the model has a use for. `notes`: what somebody who serves it should know."""
 
     folder: Path
     name: str
@@ -35,6 +32,14 @@ class Checkpoint:
     chain: Chain
     tied: bool
     side_files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def commit(self) -> str | None:
+        """Of the hub's repository; None for a folder of the user's own."""
+        from edgesplit.model.hub import commit
+
+        return commit(self.folder)
 
 
 def resolve(source: str, revision: str | None, beside: Path) -> Path:
@@ -45,42 +50,20 @@ def resolve(source: str, revision: str | None, beside: Path) -> Path:
     try:
         folder = (beside / Path(source).expanduser()).resolve()
         found = folder.is_dir()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~nobody
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~nobody, a loop of links
         raise ModelError(f"no model folder {source!r}: {error}") from error
-    if found:
+    if found and revision is None:
         return folder
+    if found:
+        hint = "take `revision` out of the plan, or name the model on the hub"
+        raise ModelError(f"{folder} is a folder; it has no revision {revision}", hint)
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise ModelError(
             f"no model folder {folder}", "give the path of a checkpoint's folder, or a hub id (owner/name)"
         )
-    return _download(source, revision, folder)
+    from edgesplit.model.hub import download
 
-
-def _download(source: str, revision: str | None, folder: Path) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    wanted, other = ["*.safetensors", INDEX, *SIDE_FILES], ["*/*", "consolidated*"]  # a second copy some owners add
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=other))
-    except GatedRepoError as error:
-        hint = "accept its licence on the hub's page, then log in with `hf auth login`"
-        raise ModelError(f"model {source} is gated", hint) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"model {source} has no revision {revision}", "check `model.revision` in the plan") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        hint = "check the name in the plan; for a private model, log in with `hf auth login`"
-        raise ModelError(f"no folder {folder} and no model {source} on the hub", hint) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        hint = "check the network, or give the path of a downloaded folder as `model`"
-        raise ModelError(f"model {source} is not in the local cache and the hub is out of reach", hint) from error
+    return download(source, revision, sidefiles.read_config)
 
 
 class _Known(Value):
@@ -89,27 +72,36 @@ class _Known(Value):
     stamp: str
     chain: Chain
     places: dict[str, int]
+    aliases: dict[str, str]
     tied: bool
 
 
-def open_checkpoint(folder: Path, name: str, dtype: str, cache: Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    folder: Path, name: str, dtype: str, cache: Path | None = None, *, trust_remote_code: bool = False
+) -> Checkpoint:
     """Read a folder. `cache`: a file that remembers what needed torch to be found out.
 
+    `trust_remote_code`: the checkpoint's own code may run, here and on its hosts.
     Raises ModelError when the checkpoint is absent, damaged, or no chain that can be cut.
     """
-    config = _config(folder)
-    tensors = read_headers(folder)
+    config, notes = sidefiles.read_config(folder), sidefiles.notes(folder)
+    code = sidefiles.own_code(folder) if trust_remote_code else {}
+    tensors = read_headers(folder, config.get("transformers_weights"))
     shapes = sorted([tensor.key, tensor.dtype, list(tensor.shape)] for tensor in tensors.values())
-    contents = digest(json.dumps([config, shapes]))
-    known = _recall(cache, stamp := f"{name} {dtype} {contents}")
+    contents = digest(json.dumps([config, shapes, code]))
+    known = _recall(cache, stamp := f"{name} {dtype} {'own code, ' * trust_remote_code}{contents}")
     if known is None:
         from edgesplit.model.structure import analyse
 
-        found = analyse(folder, name, dtype, tensors, contents)
-        known = _Known(stamp=stamp, chain=found.chain, places=found.places, tied=found.tied)
+        found = analyse(folder, name, dtype, tensors, contents, trust_remote_code=trust_remote_code)
+        placing = found.placing
+        known = _Known(
+            stamp=stamp, chain=found.chain, places=placing.places, aliases=placing.aliases, tied=placing.tied
+        )
         remember(cache, known)
-    side = tuple(sorted({path for pattern in SIDE_FILES for path in folder.glob(pattern) if path.is_file()}))
-    return Checkpoint(folder, name, config, tensors, known.places, known.chain, known.tied, side)
+    side = sidefiles.side_files(folder, trusted=trust_remote_code)
+    tensors = renamed(tensors, known.aliases)
+    return Checkpoint(folder, name, config, tensors, known.places, known.chain, known.tied, side, notes)
 
 
 def _recall(cache: Path | None, stamp: str) -> _Known | None:
@@ -128,18 +120,3 @@ def remember(cache: Path | None, value: Value) -> None:
         with contextlib.suppress(OSError):
             cache.parent.mkdir(parents=True, exist_ok=True)
             cache.write_text(value.to_json())
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelError(f"{folder} has no config.json", "is it a Hugging Face checkpoint?") from None
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}", "may you read it?") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON: {error}", "download the file again") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} is not a JSON object", "download the file again")
-    return config

@@ -22,22 +22,23 @@ def greedy(problem: Problem) -> Split | None:
     It never goes back but to the entry, and it takes no step back: None where that leads nowhere.
     """
     placement = [problem.entry]
-    for block in range(1, len(problem.blocks)):
-        host = _next(problem, placement, block)
+    for unit in list(problem.units)[1:]:
+        host = _next(problem, placement, unit)
         if host is None:
             return None
-        placement.append(host)
+        placement += [host] * len(unit)
     split = split_from_placement(placement)
     return None if violations(split, problem) else split
 
 
-def _next(problem: Problem, placement: list[str], block: int) -> str | None:
+def _next(problem: Problem, placement: list[str], unit: range) -> str | None:
+    """The host for the blocks that come next, which stay together."""
     here = placement[-1]
     speeds = sorted(problem.hosts, key=lambda host: (problem.hosts[host].decode[1], host))
     for host in [here, *(other for other in speeds if other != here)]:
-        if host not in problem.legal[block] or not (host == here or problem.linked(here, host)):
+        if host not in problem.legal[unit.start] or not (host == here or problem.linked(here, host)):
             continue
-        if _has_room(problem, [*placement, host], host):
+        if _has_room(problem, [*placement, *[host] * len(unit)], host):
             return host
     return None
 

@@ -174,7 +174,7 @@ def violations(split: Split, problem: Problem) -> list[str]:
     broken = _broken(split, problem)
     if split.blocks != len(problem.blocks):
         return broken
-    return broken + _pins_broken(split, problem) + _limits_broken(split, problem)
+    return broken + _pins_broken(split, problem) + _glue_broken(split, problem) + _limits_broken(split, problem)
 
 
 def _broken(split: Split, problem: Problem) -> list[str]:
@@ -199,6 +199,16 @@ def _pins_broken(split: Split, problem: Problem) -> list[str]:
         if wrong:
             found.append(f"{problem.name(*wrong)} may not be on {stage.host}")
     return found
+
+
+def _glue_broken(split: Split, problem: Problem) -> list[str]:
+    """Runs of blocks that stay together, and do not in this split."""
+    cuts = {stage.first for stage in split.stages}
+    return [
+        f"{problem.name(*range(first, last + 1))} share a cache and may not be cut apart"
+        for first, last in problem.glued
+        if any(first < cut <= last for cut in cuts)
+    ]
 
 
 def _limits_broken(split: Split, problem: Problem) -> list[str]:

@@ -118,6 +118,14 @@ def _stage_too_large(problem: Problem, fixed: Split) -> InfeasibleError | None:
 def _whole_blocks(problem: Problem) -> InfeasibleError | None:
     """The bytes would do, but blocks cannot be divided."""
     for segment in cut(problem, None, merge=True):
+        if segment.width > 1 and not segment.limits:
+            need = sum(problem.memory[segment.unit]) + problem.common + problem.workspace
+            return InfeasibleError(
+                f"memory: {problem.name(*segment.blocks)} share a cache, so they stay together; they need "
+                f"{format_size(need)}, and no host that may hold them allows so much: "
+                f"{', '.join(_budget(problem, host) for host in problem.allowed(segment.first))}",
+                MEMORY_HINT,
+            )
         if sum(segment.limits.values()) < segment.count:
             fits = ", ".join(f"{host} {limit}" for host, limit in segment.limits.items()) or "no host has room for one"
             each = format_size(problem.memory[segment.first])
@@ -182,6 +190,7 @@ def summarise(solution: Solution, problem: Problem) -> list[str]:
         _token(costs, problem),
         *_full(costs, problem),
         *_pins(solution.split, problem),
+        *_glue(solution.split, problem),
     ]
     said += _rule(costs, problem)
     if not solution.complete:
@@ -246,6 +255,14 @@ def _pins(split: Split, problem: Problem) -> list[str]:
         where = ", ".join(f"{host} ({problem.name(*blocks)})" for host, blocks in holders.items())
         said.append(f"{problem.name(*pin.blocks)}: pinned to {to}, on {where}.")
     return said
+
+
+def _glue(split: Split, problem: Problem) -> list[str]:
+    placement = split.placement()
+    return [
+        f"{problem.name(*range(first, last + 1))} share a cache, so they stay together, on {placement[first]}."
+        for first, last in problem.glued
+    ]
 
 
 def _rule(costs: Costs, problem: Problem) -> list[str]:

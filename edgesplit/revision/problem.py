@@ -6,13 +6,13 @@ Must not know: any split, nor how the best one is found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
+from statistics import fmean
 
 from edgesplit.errors import InfeasibleError, InputError
-from edgesplit.fleet import Fleet, HostProfile, LinkProfile
+from edgesplit.fleet import Fleet, HostProfile, LinkProfile, StageTimes
 from edgesplit.inventory import Inventory
 from edgesplit.model.blocks import Block, Chain, name_blocks
 from edgesplit.plan import ModelPlan, Objective, Pin, ServiceLevel, Workload
@@ -25,6 +25,9 @@ HOP_SECONDS = 50e-6
 # The activations alive at once inside a layer, in widths of what crosses its boundary: input, residual, queries, keys
 # and values, and the MLP's two inner products of about four widths, of which the attention's are already free again.
 WORKSPACE_FACTOR = 8
+
+# The layers whose time `profile` measures: what stages of three layers and of one differ by (runner/measure.py).
+MEASURED = slice(1, 3)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,22 @@ class Pinned:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """How a prompt travels: in `chunks` pieces of `chunk_tokens` tokens, behind `context` others on the mean."""
+
+    tokens: int
+    chunks: int
+
+    @property
+    def chunk_tokens(self) -> float:
+        return self.tokens / self.chunks
+
+    @property
+    def context(self) -> float:
+        return (self.tokens - self.chunk_tokens) / 2
+
+
+@dataclass(frozen=True)
 class Problem:
     """One instance of the paper's eq. 3 to 7. Block numbers count from 0 = embedding to n-1 = head."""
 
@@ -72,6 +91,8 @@ class Problem:
     legal: tuple[frozenset[str], ...]  # per block: hosts of the inventory that the pins allow (eq. 6 and 10)
     caches: tuple[int, ...]  # per block: bytes of KV cache and state, at max_context and concurrency
     memory: tuple[int, ...]  # per block: bytes of weights and caches, for the head its logits too
+    sent: tuple[int, ...]  # per block: bytes per token that cross the boundary behind it, at max_context
+    glued: tuple[tuple[int, int], ...]  # runs of blocks, first to last, that stay on one host
     common: int  # bytes per stage
     workspace: int  # bytes per host that holds any block
     depth: tuple[float, ...]  # per block: its share of the privacy penalty P, 0 for embedding and head; sums to 1
@@ -87,6 +108,16 @@ class Problem:
         """The head's block number."""
         return len(self.blocks) - 1
 
+    @property
+    def units(self) -> Iterator[range]:
+        """The blocks, those that stay together as one."""
+        block = 0
+        runs = dict(self.glued)
+        while block < len(self.blocks):
+            last = runs.get(block, block)
+            yield range(block, last + 1)
+            block = last + 1
+
     def allowed(self, block: int) -> tuple[str, ...]:
         """Usable hosts that may hold the block, by name."""
         return tuple(host for host in self.hosts if host in self.legal[block])
@@ -99,7 +130,7 @@ class Problem:
 
     def occupied(self, source: str, target: str, block: int, tokens: float) -> float:
         """Seconds the link is busy with `tokens` tokens of what leaves `block`: the hop without its propagation."""
-        return HOP_SECONDS + tokens * self.blocks[block].output_bytes_per_token / self.links[source, target].bandwidth
+        return HOP_SECONDS + tokens * self.sent[block] / self.links[source, target].bandwidth
 
     def hop(self, source: str, target: str, block: int, tokens: float) -> float:
         """Seconds until they have arrived: half a round trip more."""
@@ -129,7 +160,7 @@ def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> P
     """Raises InputError for a pin or an entry that makes no sense, InfeasibleError when the entry cannot be used."""
     _check_entry(plan, inventory)
     pins = tuple(Pinned(_pin_blocks(chain, pin), pin.to) for pin in plan.pins)
-    legal = tuple(_legal_hosts(chain, plan.entry, pins, inventory))
+    legal = tuple(_together(chain, _legal_hosts(chain, plan.entry, pins, inventory)))
     usable = sorted(set(fleet.hosts) & set(inventory.hosts) - set(fleet.problems))
     unusable = {name: fleet.problems.get(name, "not measured") for name in inventory.hosts if name not in usable}
     if plan.entry in unusable:
@@ -138,12 +169,13 @@ def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> P
             "embedding and head are always on the entry: mend it, or name another trusted host as `entry`",
         )
     workload = plan.workload
-    chunks = -(-workload.prompt_tokens // plan.prefill_chunk)
-    tokens = workload.prompt_tokens / chunks
-    caches = tuple(_cache_bytes(block, workload) for block in chain.blocks)
+    piece = plan.prefill_chunk if chain.chunked else workload.max_context  # the longest that travels at once
+    prompt = Prompt(workload.prompt_tokens, -(-workload.prompt_tokens // piece))
+    caches = tuple(block.cache_bytes_until(workload.max_context) * workload.concurrency for block in chain.blocks)
+    sent = tuple(block.output_bytes(workload.max_context) for block in chain.blocks)
     return Problem(
         entry=plan.entry,
-        hosts={name: _host_costs(chain, fleet, name, inventory.hosts[name].memory, tokens) for name in usable},
+        hosts={name: _host_costs(chain, fleet, name, inventory.hosts[name].memory, prompt) for name in usable},
         unusable=unusable,
         trusted=inventory.trusted,
         links=_usable_links(fleet, usable),
@@ -151,11 +183,13 @@ def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> P
         legal=legal,
         caches=caches,
         memory=tuple(map(_block_memory, chain.blocks, caches, [workload.concurrency] * len(caches))),
+        sent=sent,
+        glued=chain.glued,
         common=chain.common_bytes,
-        workspace=plan.prefill_chunk * WORKSPACE_FACTOR * max(b.output_bytes_per_token for b in chain.blocks[:-1]),
+        workspace=piece * WORKSPACE_FACTOR * max(sent[:-1]),
         depth=_depth(chain),
-        chunks=chunks,
-        chunk_tokens=tokens,
+        chunks=prompt.chunks,
+        chunk_tokens=prompt.chunk_tokens,
         pins=pins,
         workload=workload,
         objective=plan.objective,
@@ -210,22 +244,51 @@ def _pin_blocks(chain: Chain, pin: Pin) -> tuple[int, ...]:
         raise InputError(f"pins: {error}") from error
 
 
-def _host_costs(chain: Chain, fleet: Fleet, name: str, cap: int | None, tokens: float) -> HostCosts:
-    """A layer takes the measured layer's time, scaled by its weight over the median layer's; prefill by its tokens."""
+def _together(chain: Chain, legal: list[frozenset[str]]) -> list[frozenset[str]]:
+    """Blocks that share a cache may be only where each of them may."""
+    for first, last in chain.glued:
+        shared = frozenset.intersection(*legal[first : last + 1])
+        if not shared:
+            raise InputError(
+                f"pins: {name_blocks(range(first, last + 1), len(chain.blocks))} share a cache, but no host may hold "
+                "all of them",
+                "pin them to the same host, or only to trusted ones",
+            )
+        legal[first : last + 1] = [shared] * (last + 1 - first)
+    return legal
+
+
+def _host_costs(chain: Chain, fleet: Fleet, name: str, cap: int | None, prompt: Prompt) -> HostCosts:
+    """The measured layers' times, by each layer's share."""
     profile: HostProfile = fleet.hosts[name]
     times, slowdown = profile.times, fleet.slowdown.get(name, 1.0)
-    typical = median([block.weight_bytes for block in chain.blocks if block.kind == "layer"] or [0])
-    of_typical = [block.weight_bytes / typical if typical else 1.0 for block in chain.blocks]
-    layer = [share if block.kind == "layer" else 0.0 for block, share in zip(chain.blocks, of_typical, strict=True)]
-    share = tokens / max(1, times.chunk_tokens)
+    decode, chunk = _shares(chain, times, prompt)
     return HostCosts(
-        decode=(*(slowdown * times.decode_layer * factor for factor in layer[:-1]), slowdown * times.head),
-        chunk=tuple(slowdown * times.prefill_layer * factor * share for factor in layer),
+        decode=(0.0, *(slowdown * times.decode_layer * share for share in decode), slowdown * times.head),
+        chunk=(0.0, *(slowdown * times.prefill_layer * share for share in chunk), 0.0),
         decode_overhead=slowdown * times.decode_overhead,
         chunk_overhead=slowdown * times.prefill_overhead,
         cap=cap,
         available=profile.memory_available,
         runtime=profile.runtime_bytes,
+    )
+
+
+def _shares(chain: Chain, times: StageTimes, prompt: Prompt) -> tuple[list[float], list[float]]:
+    """How long a decode step and a chunk take in each layer, over the measured layers' mean.
+
+    Told by their arithmetic, which goes with the weights a token reads: of experts, those that it takes.
+    """
+    layers = [block for block in chain.blocks if block.kind == "layer"]
+    measured = layers[MEASURED] or layers
+    step = fmean(layer.decode_flops(times.context) for layer in measured)
+    chunk = fmean(layer.prefill_flops(times.chunk_tokens) for layer in measured) / max(1, times.chunk_tokens)
+    tokens = max(1, round(prompt.chunk_tokens))
+    mine = [layer.prefill_flops(tokens, round(prompt.context)) / tokens for layer in layers]
+    size = prompt.chunk_tokens / max(1, times.chunk_tokens)
+    return (
+        [layer.decode_flops(times.context) / step if step else 1.0 for layer in layers],
+        [size * (flops / chunk if chunk else 1.0) for flops in mine],
     )
 
 
@@ -236,10 +299,6 @@ def _usable_links(fleet: Fleet, usable: list[str]) -> dict[tuple[str, str], Link
         for target in usable
         if source != target and target in fleet.links.get(source, {})
     }
-
-
-def _cache_bytes(block: Block, workload: Workload) -> int:
-    return (block.kv_bytes_per_token * workload.max_context + block.state_bytes) * workload.concurrency
 
 
 def _block_memory(block: Block, cache: int, concurrency: int) -> int:

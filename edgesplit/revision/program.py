@@ -26,6 +26,7 @@ import highspy
 import pulp
 
 from edgesplit.errors import EdgesplitError
+from edgesplit.revision.blend import blended, near, too_many
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.segments import Hop, Segment, counting_is_exact, cut, every_pair_linked
 from edgesplit.split import Split
@@ -90,11 +91,25 @@ class _Piece:
 def optimise(problem: Problem, fixed_boundaries: Split | None = None, merge: bool = True) -> Optimum | None:
     """None when nothing satisfies all constraints. See solver.solve for the two options."""
     segments = cut(problem, fixed_boundaries, merge)
+    if merge and fixed_boundaries is None and too_many(segments):
+        found = _roughly(problem)
+        if found is not None:
+            return found
     complete = counting_is_exact(problem, segments)
     optimum = _solve(problem, segments, complete)
     if optimum is None and not complete and not every_pair_linked(problem):  # a star's centre has several stretches
         return _solve(problem, cut(problem, None, merge=False), complete=True)
     return optimum
+
+
+def _roughly(problem: Problem) -> Optimum | None:
+    """Layers of many kinds first as if alike, then exactly near the boundaries found."""
+    alike = blended(problem)
+    rough = _solve(alike, cut(alike, None, merge=True), complete=False)
+    if rough is None:
+        return None
+    close = near(problem, rough.placement)
+    return _solve(close, cut(close, None, merge=True), complete=False)
 
 
 def _solve(problem: Problem, segments: list[Segment], complete: bool) -> Optimum | None:

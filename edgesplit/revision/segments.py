@@ -5,7 +5,7 @@ Must not know: the program itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby, permutations
 
@@ -19,7 +19,8 @@ ROUNDING = 1 + 1e-12  # of seconds added in another order
 
 @dataclass(frozen=True)
 class Segment:
-    """`count` identical units of `width` blocks each, from block `first` on; one of both is 1.
+    """`count` identical units of `width` blocks each, from block `first` on; one of both is 1. Where blocks stay
+    together, they are one unit.
 
     `limits`: host -> units of this segment that fit its memory, for every host that may hold one.
     """
@@ -39,22 +40,48 @@ class Segment:
 
 
 def cut(problem: Problem, fixed_boundaries: Split | None, merge: bool) -> list[Segment]:
-    """The running split's stages, or runs of identical blocks if `merge`, or every block for itself."""
+    """The running split's stages, or runs of identical blocks if `merge`, or every block for itself; blocks that stay
+    together always as one."""
     if fixed_boundaries is not None:
         if fixed_boundaries.blocks != len(problem.blocks):
             raise InputError(f"the split covers {fixed_boundaries.blocks} blocks, the model has {len(problem.blocks)}")
-        return [_segment(problem, stage.first, 1, len(stage)) for stage in fixed_boundaries.stages]
+        return [_segment(problem, stage.start, 1, len(stage)) for stage in _stages(problem, fixed_boundaries)]
+    units = list(problem.units)
     if not merge:
-        return [_segment(problem, block, 1, 1) for block in range(len(problem.blocks))]
-    runs = [list(run) for _, run in groupby(range(len(problem.blocks)), key=lambda block: _kind(problem, block))]
-    return [_segment(problem, run[0], len(run), 1) for run in runs]
+        return [_segment(problem, unit.start, 1, len(unit)) for unit in units]
+    units = [range(run[0].start, run[-1].stop) for run in _grouped(units, lambda unit: _only_host(problem, unit))]
+    runs = _grouped(units, lambda unit: _kind(problem, unit))
+    return [_segment(problem, run[0].start, len(run), len(run[0])) for run in runs]
 
 
-def _kind(problem: Problem, number: int) -> tuple[object, ...]:
-    """Equal for blocks that differ in nothing but their place in the chain."""
-    block = problem.blocks[number]
-    sizes = (block.weight_bytes, problem.memory[number], block.output_bytes_per_token)
-    return (block.kind, *sizes, problem.legal[number])
+def _grouped(units: list[range], key: Callable[[range], object]) -> list[list[range]]:
+    return [list(run) for _, run in groupby(units, key=key)]
+
+
+def _only_host(problem: Problem, unit: range) -> object:
+    """Equal for units that may be on one host only, the same; otherwise each its own."""
+    allowed = problem.allowed(unit.start)
+    return allowed if len(allowed) == 1 else unit
+
+
+def _stages(problem: Problem, split: Split) -> list[range]:
+    """A split's stages; those that would cut apart what stays together are one."""
+    stages: list[range] = []
+    for stage in split.stages:
+        inside = any(first < stage.first <= last for first, last in problem.glued)
+        first = stages.pop().start if inside else stage.first
+        stages.append(range(first, stage.last + 1))
+    return stages
+
+
+def _kind(problem: Problem, unit: range) -> tuple[object, ...]:
+    """Equal for single blocks that differ in nothing but their place in the chain."""
+    number = unit.start
+    if len(unit) > 1:
+        return (number,)
+    sizes = (problem.memory[number], problem.sent[number])
+    times = tuple((host.decode[number], host.chunk[number]) for host in problem.hosts.values())
+    return (problem.blocks[number].kind, sizes, times, problem.legal[number])
 
 
 def _segment(problem: Problem, first: int, count: int, width: int) -> Segment:
@@ -85,7 +112,7 @@ def counting_is_exact(problem: Problem, segments: Iterable[Segment]) -> bool:
     """
     if all(segment.count == 1 for segment in segments):
         return True
-    if len({block.output_bytes_per_token for block in problem.blocks[:-1]}) > 1:
+    if len(set(problem.sent[:-1])) > 1:
         return False
     return all(_relay_never_pays(problem, *hosts) for hosts in permutations(problem.hosts, 3))
 

@@ -75,20 +75,30 @@ class Anatomy:
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class a checkpoint runs as: the one its config names where that generates text; the base model where it
     names an encoder; else a causal LM. Raises AnatomyError when transformers has none."""
-    own = getattr(config, "own_model_class", None)
-    if isinstance(own, type):  # no JSON can say so
+    own: type[PreTrainedModel] | None = getattr(type(config), "own_model_class", None)
+    if own is not None:
         return own
     named = getattr(transformers, (config.architectures or [""])[0], None)
-    generating = list(_classes(config, _GENERATING))
+    generating = [*_classes(config, _GENERATING)]
     if named in generating:
         return named
-    if (not generating or named in _classes(config, _ENCODING)) and not config.is_encoder_decoder:
+    if (not generating or named in [*_classes(config, _ENCODING)]) and not config.is_encoder_decoder:
         base = next(_classes(config, (MODEL_MAPPING,)), None)
         if base is not None:
             return base
     if generating:
         return generating[0]
     raise AnatomyError(f"{config.model_type!r} has no causal language model and no encoder in transformers")
+
+
+def model_kind(config: PreTrainedConfig) -> Kind:
+    """Raises AnatomyError for what is none of these."""
+    kind, single = model_class(config), config.get_text_config(decoder=True) is config
+    if kind.can_generate():
+        return "text" if single else "vision"
+    if not single:
+        raise AnatomyError(f"{kind.__name__} is several models in one, and generates nothing")
+    return "encoder"
 
 
 def _classes(config: PreTrainedConfig, tables: tuple[Any, ...]) -> Iterator[type[PreTrainedModel]]:
@@ -123,7 +133,9 @@ def read_config(folder: str, *, trust_remote_code: bool = False) -> PreTrainedCo
     if model is None:
         return _language(config)
     model.register_for_auto_class("AutoModelForCausalLM")
-    config.own_model_class = add_generation_mixin_to_remote_model(model)
+    kind = type(config)  # by its class, which no JSON can name
+    own_model = {"own_model_class": add_generation_mixin_to_remote_model(model), "__module__": kind.__module__}
+    config.__class__ = type(kind.__name__, (kind,), own_model)
     return config
 
 
@@ -136,9 +148,11 @@ def _language(config: PreTrainedConfig) -> PreTrainedConfig:
 def examine(model: PreTrainedModel) -> Anatomy:
     """Find the parts. Raises AnatomyError."""
     names = {id(module): name for name, module in model.named_modules()}
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    text = model.config.get_text_config(decoder=True)
-    kind = _kind(model, text)
+    text, kind = model.config.get_text_config(decoder=True), model_kind(model.config)
+    try:
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    except NotImplementedError as error:
+        raise AnatomyError(f"{type(model).__name__} does not tell its embedding") from error
     if embedding is None or (head is None) != (kind == "encoder"):
         raise AnatomyError(f"{type(model).__name__} has no token embedding or no language-model head")
     at = names[id(embedding)]
@@ -156,14 +170,6 @@ def examine(model: PreTrainedModel) -> Anatomy:
     if kind == "encoder":
         return _encoder(model, parts)
     return replace(parts, front=_tower(model, parts)) if kind == "vision" else parts
-
-
-def _kind(model: PreTrainedModel, text: PreTrainedConfig) -> Kind:
-    if model.can_generate():
-        return "text" if text is model.config else "vision"
-    if text is not model.config:
-        raise AnatomyError(f"{type(model).__name__} is several models in one, and generates nothing")
-    return "encoder"
 
 
 def _layers(model: PreTrainedModel, count: int, embedding: str) -> str:

@@ -1,4 +1,4 @@
-"""The entry's OpenAI-compatible HTTP API: /v1/models, /v1/completions, /v1/chat/completions, /healthz.
+"""The entry's OpenAI-compatible HTTP API: /v1/models, /v1/completions, /v1/chat/completions, /v1/embeddings, /healthz.
 
 Runs uvicorn in a thread of its own; hands requests to the worker and takes tokens from it. What it takes from an epoch
 (limits, tokenizer, defaults) is a Front, exchanged as a whole when an epoch takes over.
@@ -17,100 +17,28 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from transformers import GenerationConfig
 
-from .anatomy import read_config
+from .embeddings import CUT_SHORT, encode, read_texts, reply
 from .entry import Entry, Overloaded, Request
-from .generation import ignored, refused
-from .manifest import Service
-from .sampling import Sampler, Sampling, defaults, stop_tokens
+from .front import Front, Inputs
 from .text import Detokenizer
-from .tokens import ChatError, chat_ids, load_tokenizer
 from .wishes import BadRequest, Wish, read_wish
 from .worker import Worker
 
 PATIENCE = 300.0  # seconds without a token after which a request is given up
 MAX_BODY = 4 * 2**20  # bytes
+MAX_BODY_IMAGES = 32 * 2**20  # with images in it, which base64 makes a third longer
 HEALTHY = 10.0  # seconds a health check waits for the worker
 GRACE = 2  # seconds answers under way have when the API closes
 log = logging.getLogger("runner")
-
-
-@dataclass(frozen=True)
-class Front:
-    """What requests are read and answered with. `base`: the checkpoint's sampling; `vocabulary`: ids that exist."""
-
-    service: Service
-    tokenizer: Any
-    base: Sampling
-    stops: frozenset[int]
-    vocabulary: int
-
-    @classmethod
-    def load(cls, service: Service, folder: Path, *, trusted: bool = False) -> Front:
-        """From a folder with the checkpoint's side files. `trusted`: its own code may run.
-
-        Raises OSError, ValueError.
-        """
-        tokenizer = load_tokenizer(folder, trusted=trusted)
-        text = read_config(str(folder), trust_remote_code=trusted).get_text_config(decoder=True)
-        vocabulary = int(text.vocab_size)
-        base, stops = _rules(folder, tokenizer.eos_token_id, vocabulary)
-        return cls(service, tokenizer, base, stops, vocabulary)
-
-    def encoded(self, text: str) -> list[int]:
-        """Raises BadRequest."""
-        try:
-            return list(self.tokenizer(text)["input_ids"])
-        except ChatError as error:
-            raise BadRequest(str(error), "prompt") from error
-
-    def checked(self, ids: list[int]) -> tuple[int, ...]:
-        """Raises BadRequest: an id without an embedding would break the ring."""
-        if not ids:
-            raise BadRequest("the prompt is empty", "prompt")
-        if max(ids) >= self.vocabulary or min(ids) < 0:
-            raise BadRequest(f"token ids are 0 to {self.vocabulary - 1}", "prompt")
-        return tuple(ids)
-
-
-def _rules(folder: Path, end: int | None, vocabulary: int) -> tuple[Sampling, frozenset[int]]:
-    """The checkpoint's sampling, and the tokens that end an answer: `end` where it names none.
-
-    Raises ValueError, also where it makes no sense: better now than in somebody's request.
-    """
-    config = _generation(folder)
-    told = config.to_dict()
-    if names := refused(told):
-        raise ValueError(f"the checkpoint wants to be generated with {', '.join(names)}, which is not done here")
-    if names := ignored(told):
-        log.warning("left out of the generation config, without effect on tokens: %s", ", ".join(names))
-    try:
-        config.eos_token_id = sorted(stop_tokens(config) or ([] if end is None else [end])) or None
-        base = defaults(config)
-        for temperature in (0.0, 1.0):
-            Sampler(replace(base, temperature=temperature)).pick(torch.zeros(vocabulary), [0])
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"the checkpoint's generation config makes no sense: {error}") from error
-    return base, stop_tokens(config)
-
-
-def _generation(folder: Path) -> GenerationConfig:
-    """As `generate` would find it: in a file of its own, or among the model's config. Raises OSError, ValueError."""
-    try:
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except OSError:
-        return GenerationConfig.from_pretrained(folder, "config.json", local_files_only=True, _from_model_config=True)
 
 
 @dataclass
@@ -120,6 +48,7 @@ class Answer:
     front: Front
     wish: Wish
     prompt: tuple[int, ...]
+    inputs: Inputs
     events: asyncio.Queue[tuple[int | None, str | None, float | None]] = field(default_factory=asyncio.Queue)
     number: int = 0
     tokens: list[int] = field(default_factory=list)
@@ -146,6 +75,7 @@ class Api:
             Route("/v1/models", self._models),
             Route("/v1/completions", self._completions, methods=["POST"]),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/healthz", self._health),
         ]
         app = Starlette(routes=routes, exception_handlers={BadRequest: _bad, Overloaded: _overloaded})
@@ -176,6 +106,7 @@ class Api:
 
     async def _completions(self, http: HttpRequest) -> Response:
         body, front = await _body(http), self.front
+        front.check_kind(encoder=False)
         prompt = body.get("prompt")
         if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
             prompt = prompt[0]
@@ -185,21 +116,33 @@ class Api:
             ids = prompt
         else:
             raise BadRequest("prompt must be a string or a list of token ids (one prompt per request)", "prompt")
-        return await self._respond(http, _answer(front, body, ids, chat=False))
+        return await self._respond(http, _answer(front, body, ids, {}, chat=False))
 
     async def _chat(self, http: HttpRequest) -> Response:
-        body, front = await _body(http), self.front
+        front = self.front
+        body = await _body(http, images=front.images is not None)
+        front.check_kind(encoder=False)
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
             raise BadRequest("messages must be a list of {role, content}", "messages")
         tools = body.get("tools")
         if tools is not None and (not isinstance(tools, list) or not all(isinstance(item, dict) for item in tools)):
             raise BadRequest("tools must be a list of objects", "tools")
+        if front.images is None:
+            ids, inputs = front.chat(messages, tools)
+        else:  # images take their time, and others wait for their tokens
+            ids, inputs = await asyncio.to_thread(front.chat, messages, tools)
+        return await self._respond(http, _answer(front, body, ids, inputs, chat=True))
+
+    async def _embeddings(self, http: HttpRequest) -> Response:
+        body, front = await _body(http), self.front
+        front.check_kind(encoder=True)
+        texts = read_texts(body, front)
         try:
-            ids = chat_ids(front.tokenizer, messages, tools)
-        except ChatError as error:
-            raise BadRequest(str(error), "messages") from error
-        return await self._respond(http, _answer(front, body, ids, chat=True))
+            hidden = await asyncio.wait_for(encode(texts, front, self._entry, self._worker), PATIENCE)
+        except asyncio.TimeoutError:  # not the builtin TimeoutError before Python 3.11
+            return _error(CUT_SHORT, "server_error", 504)
+        return JSONResponse(reply(body, front, texts, hidden))
 
     async def _respond(self, http: HttpRequest, answer: Answer) -> Response:
         await self._submit(answer)
@@ -218,7 +161,7 @@ class Api:
 
         wish = answer.wish
         stops = frozenset() if wish.ignore_eos else answer.front.stops
-        request = Request(answer.prompt, wish.max_tokens, wish.sampling, stops, emit, wish.logprobs)
+        request = Request(answer.prompt, wish.max_tokens, wish.sampling, stops, emit, wish.logprobs, answer.inputs)
         future: Future[int] = self._worker.call(lambda: self._entry.submit(request))
         answer.number = await asyncio.wrap_future(future)
 
@@ -259,6 +202,8 @@ class Api:
             return _error(f"no token for {PATIENCE:g} s; the ring is down", "server_error", 504)
         if end == "error":
             return _error("the model's logits are no numbers", "server_error", 500)
+        if end == "misfit":
+            return _error("the images do not fit the text around them", "invalid_request_error", 400, "messages")
         return JSONResponse(self._object(answer, "".join(parts), end, whole=True))
 
     async def _stream(self, answer: Answer) -> AsyncIterator[str]:
@@ -290,10 +235,11 @@ class Api:
         return {**reply, "usage": self._usage(answer)} if whole else reply
 
 
-def _answer(front: Front, body: dict[str, Any], ids: list[int], *, chat: bool) -> Answer:
+def _answer(front: Front, body: dict[str, Any], ids: list[int], inputs: Inputs, *, chat: bool) -> Answer:
     """What the request will get. Raises BadRequest."""
     wish = read_wish(body, front.base, front.service, len(ids), chat=chat)
-    return Answer(front, wish, front.checked(ids), name=f"{'chat' if chat else ''}cmpl-{uuid.uuid4().hex}")
+    name = f"{'chat' if chat else ''}cmpl-{uuid.uuid4().hex}"
+    return Answer(front, wish, front.checked(ids, inputs), inputs, name=name)
 
 
 def _logprobs(answer: Answer) -> dict[str, Any] | None:
@@ -310,12 +256,12 @@ def _logprobs(answer: Answer) -> dict[str, Any] | None:
     return {"content": [{"token": text, "logprob": value, "top_logprobs": []} for text, value in pairs]}
 
 
-async def _body(http: HttpRequest) -> dict[str, Any]:
-    data = bytearray()
+async def _body(http: HttpRequest, *, images: bool = False) -> dict[str, Any]:
+    data, limit = bytearray(), MAX_BODY_IMAGES if images else MAX_BODY
     async for piece in http.stream():
         data += piece
-        if len(data) > MAX_BODY:
-            raise BadRequest(f"a body of more than {MAX_BODY} bytes", None)
+        if len(data) > limit:
+            raise BadRequest(f"a body of more than {limit} bytes", None)
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):

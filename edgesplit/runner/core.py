@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from .api import Api, Front
+from .api import Api
 from .entry import Entry, chunks
+from .front import Front
 from .link import Call, Identity, Listener, Sender, connect
 from .manifest import Manifest, StagePlace
 from .ring import Ring

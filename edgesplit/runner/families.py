@@ -44,7 +44,7 @@ _TABLE = {
     "opt": Family(joins=True),
     "inkling2_text": Family(carried=("embed_tokens",), every="n_layers_per_attn_res_block"),
     "qwen4_exp_text": Family(ids="ple_layer_ids"),
-    "paligemma": Family(joins=False),  # counts positions from 1
+    "paligemma": Family(joins=False, whole=True),  # positions count from 1; all of a prompt sees all of it
 }
 
 

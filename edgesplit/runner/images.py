@@ -13,7 +13,6 @@ import binascii
 import inspect
 import io
 import threading
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from .anatomy import model_class
+from .tokens import ChatError
 
 MAX_IMAGES = 16  # of one request
 MAX_PIXELS = 2**25  # of all images of one request, 100 MB once they are decoded
@@ -31,16 +31,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of the API this one is modelled on; 
 _NOT_INPUTS = {"input_ids", "attention_mask", "labels"}  # ids go their own way, and nothing is padded
 
 
-class ImageError(ValueError):
-    """The images or messages cannot be read; the message says why."""
+class ImageError(ChatError):
+    """The images, or messages with images, cannot be read; the message says why."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Reads chats for one model. `inputs`: what its class takes beside ids."""
+    """Reads chats for one model. `inputs`: what its class takes beside ids; `token`: the id that stands for images."""
 
     processor: Any
     inputs: frozenset[str]
+    token: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)  # tokenizers do not share themselves between threads
 
     @classmethod
@@ -54,20 +55,21 @@ class Images:
         except (ImportError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise ImageError(f"{kind.__name__} cannot be used here: {' '.join(str(error).split())}") from error
         takes = frozenset(inspect.signature(model_class(config).forward).parameters)
-        return cls(processor, takes - _NOT_INPUTS)
+        return cls(processor, takes - _NOT_INPUTS, getattr(config, "image_token_id", None))
 
-    def read(self, messages: list[Any]) -> tuple[list[int], dict[str, torch.Tensor]]:
+    def read(self, messages: list[Any], tools: list[Any] | None) -> tuple[list[int], dict[str, torch.Tensor]]:
         """The prompt's ids, and what belongs to its images, nothing without images. Raises ImageError."""
         chat = list(_chat(messages))
         some = any(part["type"] == "image" for message in chat for part in message["content"])
-        if not self.processor.chat_template:
+        template = self.processor.chat_template or self.processor.tokenizer.chat_template
+        if not template:
             raise ImageError("this model has no chat template")
-        with self._lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with self._lock:
             try:
                 read = self.processor.apply_chat_template(
-                    chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-                )
+                    chat, template, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=True,
+                    return_tensors="pt",
+                )  # fmt: skip
             except Exception as error:  # a template is a program of the checkpoint and may raise anything
                 raise ImageError(f"the chat template refuses these messages: {error}") from error
         inputs = {name: value for name, value in read.items() if name in self.inputs} if some else {}
@@ -103,12 +105,12 @@ def _chat(messages: list[Any]) -> Iterator[dict[str, Any]]:
                 raise ImageError("a part of a message is {type: text, text} or {type: image_url, image_url: {url}}")
             if count > MAX_IMAGES:
                 raise ImageError(f"more than {MAX_IMAGES} images")
-        yield {"role": str(message.get("role")), "content": parts}
+        yield {**message, "content": parts}
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
+    if content is None or isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         return content
     raise ImageError("the content of a message is a string or a list of parts")
@@ -129,8 +131,7 @@ def _decode(place: Any, pixels: int) -> Any:
     except binascii.Error as error:
         raise ImageError(f"the data of an image is not base64: {error}") from error
     try:
-        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > pixels:  # known from its header, before anything is decoded
                 raise ImageError(f"the images of one request have more than {MAX_PIXELS} pixels")
             return ImageOps.exif_transpose(image).convert("RGB")

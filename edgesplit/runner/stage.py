@@ -26,6 +26,8 @@ from .anatomy import Kind, cache_argument, read_config
 from .cache import Caches, Rows, Sequence
 from .families import family
 from .hollow import Leave, Lent, Wire, hollowed
+from .precision import Scheme, is_quantised, scheme
+from .quantised import Quantised, QuantisedError, matrices
 from .sealed import SealedCaches
 from .told import Told
 from .weights import lazy_tensors
@@ -143,12 +145,15 @@ class Stage:
         lent = Lent([(donor.model, donor._wire) for donor in donors])
 
         def prepare(model: PreTrainedModel) -> None:
+            quantised.exchange(model)
             lent.withhold(model, wire)
             tensors.update({heir: tensors[owner] for heir, owner in wire.heirs.items() if owner in tensors})
 
         kind = hollowed(config, (first, last), DTYPES[dtype], wire, prepare)
         try:
-            tensors = lazy_tensors(folder, DTYPES[dtype])
+            quantised = Quantised.of(folder, DTYPES[dtype])
+            every = lazy_tensors(folder, DTYPES[dtype])
+            tensors = {key: tensor for key, tensor in every.items() if not is_quantised(key)}
             with _quiet():
                 model, info = kind.from_pretrained(
                     None,
@@ -167,15 +172,37 @@ class Stage:
             raise StageError(f"{len(other)} weights have another shape, first {name}: {[*found]}, not {[*wanted]}")
         model.to(device)
         lent.give(model)
+        try:
+            quantised.fill(model, device)
+        except QuantisedError as error:
+            raise StageError(f"blocks {first}..{last} cannot be loaded: {error}") from error
         return cls(model.eval(), wire)
 
     @classmethod
-    def random(cls, config: PreTrainedConfig, first: int, last: int, dtype: str, device: str = "cpu") -> Stage:
+    def random(
+        cls,
+        config: PreTrainedConfig,
+        first: int,
+        last: int,
+        dtype: str,
+        device: str = "cpu",
+        *,
+        quantization: Scheme | None = None,
+    ) -> Stage:
         """The same stage with made-up weights, for measuring."""
-        wire = Wire()
+        wire, quantised = Wire(), Quantised({}, DTYPES[dtype])
+
+        def prepare(model: PreTrainedModel) -> None:
+            if quantization is not None:
+                found = matrices(model, wire.parts)
+                quantised.schemes = {matrix.weight: scheme(quantization, end=matrix.end) for matrix in found}
+            quantised.exchange(model)
+
         with torch.device("meta"):
-            model = hollowed(config, (first, last), DTYPES[dtype], wire)._from_config(config, dtype=DTYPES[dtype])
+            kind = hollowed(config, (first, last), DTYPES[dtype], wire, prepare)
+            model = kind._from_config(config, dtype=DTYPES[dtype])
         model.to_empty(device=device)
+        quantised.fill(model, device)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.uniform_(-0.02, 0.02) if weight.is_floating_point() else weight.zero_()
@@ -203,7 +230,7 @@ class Stage:
         encoder's last hidden state of shape [B, T, width], on the CPU.
         """
         group = [sequences] if isinstance(sequences, Sequence) else list(sequences)
-        if not self.caches.together(group):
+        if self.kind != "encoder" and not self.caches.together(group):
             return self._one_by_one(group, arrived, padding, all_logits)
         rows = self.caches.gather(group)
         count = arrived.shape[1]

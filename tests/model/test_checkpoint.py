@@ -92,14 +92,16 @@ def test_the_cache_takes_as_much_as_in_a_real_run(read: Any, folders: dict[str, 
         model(input_ids=torch.zeros(1, tokens, dtype=torch.long), past_key_values=cache, use_cache=True)
     real = [layer.keys.nbytes + layer.values.nbytes for layer in cache.layers]
     blocks = read(family).chain.blocks
-    assert [block.kv_bytes_per_token * tokens + block.state_bytes for block in blocks] == [0, *real, 0]
+    assert [block.cache_bytes(tokens) for block in blocks] == [0, *real, 0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_crosses_a_boundary_is_one_hidden_state(read: Any, family: str) -> None:
-    assert [block.output_bytes_per_token for block in read(family).chain.blocks] == [4 * WIDTH] * (LAYERS + 1) + [0]
-    half = read(family, "bfloat16").chain
-    assert [block.output_bytes_per_token for block in half.blocks] == [2 * WIDTH] * (LAYERS + 1) + [0]
+    def leaves(dtype: str) -> list[int]:
+        return [block.output_bytes_per_token for block in read(family, dtype).chain.blocks]
+
+    assert leaves("float32") == [4 * WIDTH] * (LAYERS + 1) + [4 * VOCABULARY]
+    assert leaves("bfloat16") == [2 * WIDTH] * (LAYERS + 1) + [2 * VOCABULARY]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -120,8 +122,10 @@ def test_a_tied_head_weighs_nothing_but_computes(read: Any, family: str, tied: b
 
 def test_experts_compute_less_than_they_weigh(read: Any) -> None:
     dense, sparse = (read(family).chain.blocks[1] for family in ("llama", "mixtral"))
-    assert dense.flops_per_token == dense.weight_bytes / 4 * 2
-    assert sparse.flops_per_token == sparse.weight_bytes / 4 * 2 * (2 / 4)  # two of four experts
+    norms, router, mlp = 2 * WIDTH, 4 * WIDTH, 3 * WIDTH * 48  # weights
+    assert dense.flops_per_token == 2 * (dense.weight_bytes // 4 - norms)
+    attention = sparse.weight_bytes // 4 - norms - router - 4 * mlp
+    assert sparse.flops_per_token == 2 * (attention + router + 2 * mlp)  # two of four experts
 
 
 # --- where tensors belong, whatever the checkpoint calls them

@@ -262,8 +262,8 @@ def test_a_file_cut_short_is_a_stage_error(thinned: Callable[..., Path]) -> None
 
 
 def test_an_unknown_kind_of_model_is_told(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(AnatomyError, match="'vit' has no causal language model"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(AnatomyError, match="'t5' has no causal language model and no encoder"):
         model_class(read_config(str(tmp_path)))
 
 

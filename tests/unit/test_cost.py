@@ -10,7 +10,7 @@ import pytest
 from edgesplit.errors import InfeasibleError, InputError
 from edgesplit.fleet import Fleet, HostProfile, LinkProfile, StageTimes
 from edgesplit.inventory import HostSpec, Inventory, SshTarget
-from edgesplit.model.blocks import Block, Chain
+from edgesplit.model.blocks import Block, Chain, Flops
 from edgesplit.plan import ModelPlan, ModelSource, Objective, Pin, ServiceLevel, Workload
 from edgesplit.revision.cost import Costs, evaluate, service_notes, violations
 from edgesplit.revision.problem import HOP_SECONDS, Problem, pose
@@ -20,8 +20,10 @@ MIB = 2**20
 HIDDEN = 1000  # bytes per token across a boundary
 
 
-def chain_of(weights: Sequence[int], *, embedding: int = 0, head: int = 0, kv: int = 0, common: int = 0) -> Chain:
-    """Layers of these weights; all sizes in MiB, `kv` in bytes per token."""
+def chain_of(
+    weights: Sequence[int], *, embedding: int = 0, head: int = 0, kv: int = 0, common: int = 0, **chain: Any
+) -> Chain:
+    """Layers of these weights, which a token uses all; all sizes in MiB, `kv` in bytes per token."""
 
     def block(name: str, kind: Any, weight: int, out: int) -> Block:
         cache = kv if kind == "layer" else 0
@@ -31,7 +33,8 @@ def chain_of(weights: Sequence[int], *, embedding: int = 0, head: int = 0, kv: i
             weight_bytes=weight * MIB,
             kv_bytes_per_token=cache,
             state_bytes=0,
-            flops_per_token=0,
+            flops_per_token=weight * MIB // 2,
+            prefill=Flops(token=weight * MIB // 2),
             output_bytes_per_token=out,
         )
 
@@ -44,6 +47,7 @@ def chain_of(weights: Sequence[int], *, embedding: int = 0, head: int = 0, kv: i
         common_bytes=common * MIB,
         max_context=None,
         checkpoint="0",
+        **chain,
     )
 
 

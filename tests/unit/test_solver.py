@@ -18,6 +18,7 @@ from edgesplit.revision.baseline import greedy, single_host
 from edgesplit.revision.cost import evaluate, violations
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.program import optimise
+from edgesplit.revision.segments import cut
 from edgesplit.revision.solver import Solution, solve
 from edgesplit.split import Split, split_from_placement
 
@@ -51,6 +52,13 @@ def meshes(draw: st.DrawFn, names: str, like: bool) -> dict[tuple[str, str], Lin
 
 
 @st.composite
+def runs(draw: st.DrawFn, layers: int) -> tuple[tuple[int, int], ...]:
+    """At most one run of blocks that stay together."""
+    first, last = draw(st.integers(1, layers)), draw(st.integers(1, layers))
+    return ((first, last),) if draw(st.booleans()) and first < last else ()
+
+
+@st.composite
 def problems(draw: st.DrawFn, like: bool = False, most_hosts: int = 4) -> Problem:
     """`like`: identical layers, and links over which no relay pays."""
     names = "abcd"[: draw(st.integers(2, most_hosts))]
@@ -73,8 +81,13 @@ def problems(draw: st.DrawFn, like: bool = False, most_hosts: int = 4) -> Proble
         )
     )
     term = st.sampled_from([0.0, 1.0, 3.0])
+    sizes = {"kv": draw(st.sampled_from([0, 5000])), "common": draw(st.integers(0, 1))}
+    glued = () if like else draw(runs(layers))
+    pinned = [int(pin.blocks[0].removeprefix("layers.")) + 1 for pin in pins]
+    if sum(first <= block <= last for first, last in glued for block in pinned) > 1:
+        glued = ()  # two pins on blocks that stay together may leave no host, which `pose` refuses
     return posed(
-        chain_of(weights, embedding=1, head=1, kv=draw(st.sampled_from([0, 5000])), common=draw(st.integers(0, 1))),
+        chain_of(weights, embedding=1, head=1, glued=glued, **sizes),
         hosts,
         draw(meshes(names, like)),
         trusted=("a", *draw(st.sets(st.sampled_from(names)))),
@@ -186,6 +199,32 @@ def test_the_rules_never_beat_the_optimum(problem: Problem) -> None:
             best = solved(problem, merge=False)
             assert best is not None
             assert evaluate(split, problem).phi >= best.costs.phi * (1 - 1e-7) - 1e-9
+
+
+def test_blocks_that_share_a_cache_stay_together() -> None:
+    """Two layers fit on each of b and c; a run of three fits nowhere but on a."""
+    hosts = {"a": host_of(0.02, 9), "b": host_of(0.001, 5), "c": host_of(0.001, 5)}
+    chain = chain_of([2] * 6, embedding=1, head=1)
+    free = solve(posed(chain, hosts, mesh("abc"))).split
+    assert len({free.placement()[block] for block in (3, 4, 5)}) == 2
+    glued = posed(chain.model_copy(update={"glued": ((3, 5),)}), hosts, mesh("abc"))
+    assert violations(free, glued) == ["layers.2-4 share a cache and may not be cut apart"]
+    for merge in (True, False):
+        assert {solve(glued, merge=merge).split.placement()[block] for block in (3, 4, 5)} == {"a"}
+    with pytest.raises(InfeasibleError):
+        solve(replace(glued, hosts={**glued.hosts, "a": replace(glued.hosts["a"], cap=5 * MIB)}))
+
+
+def test_layers_of_two_kinds_are_not_counted_as_one() -> None:
+    """Alternating full and sliding attention: the cheap layers, not just any, go where room is short."""
+    chain = chain_of([2] * 6, embedding=1, head=1, kv=40_000)
+    slide = {"kv_tokens_max": 10}
+    blocks = [block.model_copy(update=slide) if number % 2 else block for number, block in enumerate(chain.blocks)]
+    chain = chain.model_copy(update={"blocks": tuple(blocks)})
+    hosts = {"a": host_of(0.02, 12), "b": host_of(0.001, 14)}
+    problem = posed(chain, hosts, mesh("ab"))
+    assert len(cut(problem, None, merge=True)) == 8
+    assert phi(solved(problem)) == near(best_phi(every_split(problem), problem))
 
 
 FAST = {"a": host_of(0.02, 20), "b": host_of(0.001, 20)}

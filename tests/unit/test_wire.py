@@ -29,7 +29,7 @@ from edgesplit.runner.wire import (
 )
 
 LIMIT = 4096
-SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8}
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "bool": 1}
 
 
 def raw(message: Message) -> bytes:
@@ -54,6 +54,7 @@ def decode(data: bytes, cuts: Sequence[int] = (), limit: int = LIMIT) -> Iterato
 def plain(message: Message) -> Message:
     """With bytes for the views, so that messages compare."""
     tensors = tuple(t and Tensor(t.dtype, t.shape, bytes(t.data)) for t in message.tensors)
+    named = {name: t and Tensor(t.dtype, t.shape, bytes(t.data)) for name, t in message.named.items()}
     return Message(
         message.kind,
         message.epoch,
@@ -63,6 +64,7 @@ def plain(message: Message) -> Message:
         message.flags,
         tensors,
         message.text,
+        named,
     )
 
 
@@ -81,8 +83,13 @@ numbers = {
     "position": st.integers(0, 2**32 - 1),
     "flags": st.integers(0, 7),
 }
+names = st.from_regex(r"[0-9A-Za-z_./-]{1,80}", fullmatch=True)
 work = st.builds(
-    Message, st.just(Kind.WORK), tensors=st.lists(st.none() | tensor(), min_size=1, max_size=3).map(tuple), **numbers
+    Message,
+    st.just(Kind.WORK),
+    tensors=st.lists(st.none() | tensor(), min_size=1, max_size=3).map(tuple),
+    named=st.dictionaries(names, st.none() | tensor(), max_size=3),
+    **numbers,
 )
 talk = st.builds(
     Message,
@@ -131,8 +138,8 @@ def frame(kind: int = Kind.WORK, body: bytes = b"", length: int | None = None, m
     return HEADER.pack(magic, kind, 0, 0, 1, 1, 0, len(body) if length is None else length) + body
 
 
-def header(code: int, *shape: int) -> bytes:
-    return struct.pack(f"!BB{len(shape)}I", code, len(shape), *shape)
+def header(code: int, *shape: int, name: bytes = b"") -> bytes:
+    return struct.pack(f"!BBB{len(shape)}I", code, len(shape), len(name), *shape) + name
 
 
 @pytest.mark.parametrize(
@@ -155,13 +162,20 @@ def header(code: int, *shape: int) -> bytes:
         (frame(body=bytes([MAX_TENSORS + 1])), "carries 1 to"),
         (frame(body=b"\1"), "cut short"),
         (frame(body=b"\2" + header(1, 0)), "cut short"),
+        (frame(body=b"\1" + header(0, 1)), "type 0, rank 1"),
+        (frame(body=b"\1" + header(0, name=b"mask")[:-1]), "name of 4 bytes"),
+        (frame(body=b"\1" + header(0, name=b"a mask")), "cannot be called 'a mask'"),
+        (frame(body=b"\1" + header(0, name=b"\xff")), "cannot be called"),
+        (frame(body=b"\1" + header(0, name=b"x" * 81)), "cannot be called"),
+        (frame(body=b"\2" + header(0, name=b"mask") * 2), "called 'mask' where another must be"),
+        (frame(body=b"\2" + header(0, name=b"mask") + header(0)), "called '' where another must be"),
         (frame(body=b"\1" + header(9, 1) + bytes(4)), "unknown type 9"),
         (frame(body=b"\1" + header(1, *[1] * (MAX_RANK + 1)) + bytes(64)), f"rank {MAX_RANK + 1}"),
         (frame(body=b"\1" + header(1, 2, 2)[:-1]), "rank 2"),
         (frame(body=b"\1" + header(1, 2**32 - 1, 2**32 - 1)), "bytes in a body"),
         (frame(body=(b"\1" + header(1, 2)).ljust(ALIGN, b"\0") + bytes(7)), "8 bytes in a body that has 7"),
         (frame(body=(b"\1" + header(1, 2)).ljust(ALIGN, b"\0") + bytes(9)), "1 bytes too many"),
-        (frame(body=b"\1\0\0x"), "1 bytes too many"),
+        (frame(body=b"\1\0\0\0x"), "1 bytes too many"),
     ],
 )
 def test_whatever_breaks_a_bound_is_refused_in_words(data: bytes, words: str) -> None:
@@ -175,6 +189,19 @@ def test_a_length_over_the_limit_allocates_nothing() -> None:
     with pytest.raises(WireError):
         decoder.advance(HEADER.size)
     assert len(decoder.buffer()) <= HEADER.size
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({"a mask": None}, "cannot be called 'a mask'"),
+        ({"x" * 81: None}, "cannot be called"),
+        ({str(number): None for number in range(MAX_TENSORS)}, f"{MAX_TENSORS + 1} tensors"),
+    ],
+)
+def test_names_and_numbers_that_could_not_be_read_are_not_sent(named: dict[str, None], words: str) -> None:
+    with pytest.raises(WireError, match=words):
+        list(encode(Message(Kind.WORK, 1, tensors=(None,), named=named)))
 
 
 def test_a_dtype_without_a_code_cannot_travel() -> None:

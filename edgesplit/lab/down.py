@@ -1,0 +1,32 @@
+"""Take a lab off the machine: what runs, what is mounted, its folder; also what a crash left of it.
+
+Nothing is believed but names: every group and namespace of the lab bears its name, and all its processes are in its groups.
+The machine's own interface goes with the switch.
+Must not know: what the lab was like.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from edgesplit.errors import InputError
+from edgesplit.lab import machine
+from edgesplit.lab.cgroup import end
+from edgesplit.lab.layout import PREFIX
+
+
+def down(name: str) -> None:
+    """Raises InputError where there is nothing of that name."""
+    folder = machine.BASE / name
+    groups = machine.hierarchies().found(PREFIX + name)
+    networks = machine.networks(f"{PREFIX}{name}-")
+    if not (groups or networks or folder.exists()):
+        there = ", ".join(machine.labs())
+        raise InputError(f"there is no lab {name}", f"there is {there}" if there else "edgesplit lab up FILE")
+    end(groups)
+    for group in groups:
+        group.remove()
+    if networks:
+        machine.ip("-batch", "-", lines="".join(f"netns del {network}\n" for network in networks))
+    if folder.exists():
+        shutil.rmtree(folder)

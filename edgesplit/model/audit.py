@@ -1,0 +1,135 @@
+"""How many tokens of a text its activations give away at each boundary, measured on the checkpoint itself.
+
+Two attackers, who both know the model's weights and see what crosses a boundary. One takes for each position the token
+whose embedding is nearest (by cosine) to the activation. The other first learns a linear map from activations to
+embeddings on texts of which it knows both (ridge regression, closed form), then takes the nearest. What they recover
+is a lower bound on what a better attacker would: a low share limits exposure, it hides nothing.
+
+Must not know: hosts, splits. Holds one block's weights at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from edgesplit.errors import InputError
+from edgesplit.runner.stage import Hidden, Stage
+from edgesplit.values import Value
+
+LONGEST = 256  # tokens of a text that are used
+MOST = 16384  # tokens in all; an attacker with more learns little more of a linear map
+TAUGHT = 0.75  # share of the texts that the second attacker learns from
+RIDGE = 1e-3  # of the mean variance of an activation
+PIECE = 8192  # rows of the embedding compared at once
+
+
+class Exposure(Value):
+    """What is recovered of the tokens behind block `block`, as a share of them: by the nearest embedding, and by a
+    linear map learned before."""
+
+    block: int
+    nearest: float
+    probe: float
+
+
+def read_texts(file: Path) -> list[str]:
+    """The texts of a file, separated by empty lines, or one per line where there are none. Raises InputError."""
+    try:
+        whole = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    texts = [text.strip() for text in whole.split("\n\n" if "\n\n" in whole.strip() else "\n")]
+    return [text for text in texts if text]
+
+
+def audit(
+    folder: Path, dtype: str, texts: Sequence[str], progress: Callable[[int], None] = lambda _: None
+) -> list[Exposure]:
+    """One Exposure per boundary, from behind the embedding to behind the last layer; `progress` gets the block done.
+
+    Raises InputError where the texts are too few.
+    """
+    tokens = _tokens(folder, texts)
+    taught = max(1, round(len(tokens) * TAUGHT))
+    if len(tokens) < 2 or taught == len(tokens):
+        raise InputError("the audit needs at least two texts", "give a file with one text per line")
+    cut = sum(map(len, tokens[:taught]))
+    truth = torch.cat(tokens)
+    found = []
+    for block, (activations, table) in enumerate(_activations(folder, dtype, tokens)):
+        probed = _probed(activations[:cut], table[truth[:cut]].float(), activations[cut:])
+        fits = activations.shape[1] == table.shape[1]
+        found.append(
+            Exposure(
+                block=block,
+                nearest=_share(activations[cut:], table, truth[cut:]) if fits else 0.0,
+                probe=_share(probed, table, truth[cut:]),
+            )
+        )
+        progress(block)
+    return found
+
+
+def _tokens(folder: Path, texts: Iterable[str]) -> list[torch.Tensor]:
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    found: list[torch.Tensor] = []
+    for text in texts:
+        if sum(map(len, found)) >= MOST:
+            break
+        ids = tokenizer(text, truncation=True, max_length=LONGEST).input_ids
+        if len(ids) > 1:
+            found.append(torch.tensor(ids))
+    return found
+
+
+def _activations(
+    folder: Path, dtype: str, tokens: Sequence[torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Behind each block but the head: activations, a row per token, and the embedding table."""
+    stage = Stage.load(folder, 0, 0, dtype)
+    table = stage.model.get_input_embeddings().weight.detach()
+    hidden: list[Hidden] = [stage.forward(stage.sequence(), ids[None]) for ids in tokens]
+    yield _rows(hidden), table
+    for block in range(1, stage.range.layers + 1):
+        stage = Stage.load(folder, block, block, dtype)
+        hidden = [stage.forward(stage.sequence(), each) for each in hidden]
+        yield _rows(hidden), table
+
+
+def _rows(hidden: Iterable[Hidden]) -> torch.Tensor:
+    tensors = (next(tensor for tensor in each.tensors if tensor is not None) for each in hidden)
+    return torch.cat([tensor.flatten(0, 1).flatten(1).float() for tensor in tensors])
+
+
+def _probed(known: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """What the linear map learned from (known, targets) makes of `seen`; ridge regression in its dual form where there
+    are fewer examples than features."""
+    mean, scale = known.mean(0), known.std(0).clamp(min=1e-6)
+    x, new = (known - mean) / scale, (seen - mean) / scale
+    middle = targets.mean(0)
+    y = targets - middle
+    if x.shape[0] < x.shape[1]:
+        gram = x @ x.T
+        gram.diagonal().add_(RIDGE * float(gram.diagonal().mean()))
+        return new @ (x.T @ torch.linalg.solve(gram, y)) + middle
+    gram = x.T @ x
+    gram.diagonal().add_(RIDGE * float(gram.diagonal().mean()))
+    return new @ torch.linalg.solve(gram, x.T @ y) + middle
+
+
+def _share(vectors: torch.Tensor, table: torch.Tensor, truth: torch.Tensor) -> float:
+    """Of the vectors, how many are nearest by cosine to the embedding of their own token."""
+    wanted = torch.nn.functional.normalize(vectors, dim=1)
+    best = torch.full((len(wanted),), -2.0)
+    guess = torch.zeros(len(wanted), dtype=torch.long)
+    for start in range(0, len(table), PIECE):
+        rows = torch.nn.functional.normalize(table[start : start + PIECE].float(), dim=1)
+        value, place = (wanted @ rows.T).max(1)
+        better = value > best
+        best = torch.where(better, value, best)
+        guess = torch.where(better, place + start, guess)
+    return float((guess == truth).float().mean())

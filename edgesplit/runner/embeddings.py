@@ -1,0 +1,118 @@
+"""/v1/embeddings: texts in, a vector of each out. Every text is a sequence of its own in the ring.
+
+Must not know: HTTP, where the model runs, how a vector is made of hidden states (pooling.py does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .entry import Entry, Request
+from .front import Front
+from .sampling import Sampling
+from .wishes import BadRequest
+from .worker import Worker
+
+MAX_TEXTS = 2048  # of one request, as OpenAI has it
+CUT_SHORT = "no vector in time; the ring is down"
+_FORMATS = ("float", "base64")
+
+Texts = list[tuple[int, ...]]
+
+
+def read_texts(body: Mapping[str, Any], front: Front) -> Texts:
+    """The token ids of each text. Raises BadRequest."""
+    model = body.get("model", front.service.model)
+    if model != front.service.model:
+        raise BadRequest(f"no model {model!r} here; it is {front.service.model!r}", "model")
+    if body.get("dimensions") is not None:
+        raise BadRequest("vectors have the model's own number of dimensions", "dimensions")
+    if body.get("encoding_format", "float") not in _FORMATS:
+        raise BadRequest(f"encoding_format is one of {', '.join(_FORMATS)}", "encoding_format")
+    texts = _several(body.get("input"))
+    if len(texts) > MAX_TEXTS:
+        raise BadRequest(f"more than {MAX_TEXTS} texts", "input")
+    read = [front.checked(front.encoded(text) if isinstance(text, str) else text) for text in texts]
+    most = front.service.max_context
+    if long := next((len(ids) for ids in read if len(ids) > most), 0):
+        raise BadRequest(f"a text has {long} tokens and the plan's max_context is {most}", "input")
+    return read
+
+
+def _several(value: Any) -> list[Any]:
+    """One text or several, each a string or a list of token ids."""
+    if isinstance(value, str) or _is_ids(value):
+        return [value]
+    if isinstance(value, list) and value and all(isinstance(text, str) or _is_ids(text) for text in value):
+        return value
+    raise BadRequest("input must be a string, a list of token ids, or a list of these", "input")
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
+async def encode(texts: Texts, front: Front, entry: Entry, worker: Worker) -> list[torch.Tensor]:
+    """The last hidden state of each, as many at once as the plan has sequences. Raises Overloaded."""
+    turn = asyncio.Semaphore(front.service.concurrency)
+
+    async def one(ids: tuple[int, ...]) -> torch.Tensor:
+        async with turn:
+            return await _encode(ids, entry, worker)
+
+    tasks = [asyncio.ensure_future(one(ids)) for ids in texts]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _encode(ids: tuple[int, ...], entry: Entry, worker: Worker) -> torch.Tensor:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[torch.Tensor] = loop.create_future()
+
+    def encoded(hidden: torch.Tensor) -> None:
+        with contextlib.suppress(RuntimeError):  # the server's loop has closed
+            loop.call_soon_threadsafe(_give, done, hidden)
+
+    request = Request(ids, 0, Sampling(), frozenset(), lambda *_: None, encoded=encoded)
+    number = await asyncio.wrap_future(worker.call(lambda: entry.submit(request)))
+    try:
+        return await done
+    finally:
+        if not done.done() or done.cancelled():
+            worker.call(lambda: entry.cancel(number))
+
+
+def _give(done: asyncio.Future[torch.Tensor], hidden: torch.Tensor) -> None:
+    if not done.done():  # nobody waits any more
+        done.set_result(hidden)
+
+
+def reply(body: Mapping[str, Any], front: Front, texts: Texts, hidden: list[torch.Tensor]) -> dict[str, Any]:
+    pooling, tokens = front.pooling, sum(map(len, texts))
+    assert pooling is not None  # noqa: S101 - the front of an encoder has one
+    vectors = [pooling.vector(states) for states in hidden]
+    packed = body.get("encoding_format") == "base64"
+    return {
+        "object": "list",
+        "model": front.service.model,
+        "data": [
+            {"object": "embedding", "index": number, "embedding": _pack(vector) if packed else vector}
+            for number, vector in enumerate(vectors)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def _pack(vector: list[float]) -> str:
+    """Little-endian float32, as OpenAI's clients ask for it by default."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,363 @@
+"""What every family must do: give the unsplit model's logits bit for bit, wherever it is cut.
+
+A check returns an Outcome; what it raises is its outcome too. Must not know: how families are made, run or reported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+import random
+import re
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from families.configs import WINDOW
+from families.subject import Chain, Subject
+from families.upstream import LONG, MIDDLE, SHORT, STEPS, Answer, first_line, padded, prompt, uncached
+from transformers import PreTrainedConfig
+
+from edgesplit.runner.cache import CacheError, Exported
+from edgesplit.runner.cache import Sequence as Cached
+from edgesplit.runner.stage import Stage
+
+CLOSE = 1e-4  # what rows of different lengths in one batch may differ by: other shapes, other order of summation
+SAMPLED = 4  # three-stage splits
+COUNTED = (5, 9, 19)  # tokens: shorter than the window, longer, and more than twice
+PIECE = 4  # tokens of a prompt that come at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """`difference`: the largest of any logit, 0 when all are the same bits; None where nothing was compared.
+
+    `refused`: the stage says that it cannot, rather than answering wrongly.
+    """
+
+    difference: float | None = None
+    note: str = ""
+    refused: bool = False
+
+    @property
+    def mark(self) -> str:
+        if self.difference is None:
+            return "refused" if self.refused else "failed" if self.note else "none"
+        return "exact" if self.difference == 0 else "close" if self.difference < CLOSE else "differs"
+
+
+Check = Callable[[Subject], Outcome]
+
+
+class Walk:
+    """One sequence on its way through a chain, fed the tokens of an answer."""
+
+    def __init__(self, chain: Chain, ids: Sequence[int], answer: Answer, row: int = 0) -> None:
+        self.chain, self.answer, self.row = chain, answer, row
+        self.stages: list[Cached] = chain.sequence()
+        self.step = 0
+        self.next = torch.tensor([[*ids]])
+        self.worst = 0.0
+
+    def go(self, steps: int = 1) -> Walk:
+        for _ in range(steps):
+            self.take(self.chain.forward([self.stages], self.next))
+        return self
+
+    def take(self, logits: torch.Tensor) -> None:
+        """The next step's logits [1, T, vocabulary]."""
+        self.worst = max(self.worst, apart(logits[:, -1], self.answer.logits[self.step][self.row : self.row + 1]))
+        self.next = torch.tensor([[self.answer.tokens[self.row][self.step]]])
+        self.step += 1
+
+
+def apart(left: torch.Tensor, right: torch.Tensor) -> float:
+    if torch.equal(left, right):
+        return 0.0
+    difference = (left - right).abs().max().item()
+    return difference if difference == difference else float("inf")  # not a number
+
+
+# --- cuts ---
+
+
+def boundaries(subject: Subject) -> Outcome:
+    """Two stages, cut at every boundary that the chain allows."""
+    glued = subject.checkpoint.chain.glued
+    allowed = [end for end in range(subject.blocks - 1) if not any(first <= end < last for first, last in glued)]
+    worst = 0.0
+    for end in allowed:
+        chain = subject.chain(end)
+        subject.legal.append(end)
+        worst = max(worst, _whole(subject, chain))
+    runs = ", ".join(f"{first} to {last}" for first, last in glued)
+    return Outcome(worst, f"blocks {runs} stay together: their layers share caches" if glued else "")
+
+
+def _whole(subject: Subject, chain: Chain) -> float:
+    ids = prompt(LONG)
+    return Walk(chain, ids, subject.unsplit(ids)).go(STEPS).worst
+
+
+def three_stages(subject: Subject) -> Outcome:
+    """Some splits into three stages."""
+    pairs = [(left, right) for left in subject.legal for right in subject.legal if left < right]
+    chosen = random.Random(subject.family).sample(pairs, min(SAMPLED, len(pairs)))  # noqa: S311 - no secret
+    if not chosen:
+        return Outcome()
+    return Outcome(max(_whole(subject, subject.chain(*ends)) for ends in chosen))
+
+
+def two_stretches(subject: Subject) -> Outcome:
+    """A host that holds the first and the last blocks: two stages in one process, which share what both need."""
+    if len(subject.legal) < 2:
+        return Outcome()
+    left, right = subject.legal[0], subject.legal[-1]
+    first = subject.stage(0, left)
+    last = subject.load(right + 1, subject.blocks - 1, donors=[first])
+    return Outcome(_whole(subject, Chain(first, subject.stage(left + 1, right), last)))
+
+
+# --- runs ---
+
+
+def short_prompt(subject: Subject) -> Outcome:
+    """A prompt shorter than the window, which decoding then passes."""
+    assert SHORT < WINDOW < SHORT + STEPS
+    ids = prompt(SHORT)
+    return Outcome(Walk(middle(subject), ids, subject.unsplit(ids)).go(STEPS).worst)
+
+
+def middle(subject: Subject) -> Chain:
+    return subject.chain(subject.legal[len(subject.legal) // 2])
+
+
+def all_logits(subject: Subject) -> Outcome:
+    """The logits of every position of the prompt."""
+    chain, ids = middle(subject), torch.tensor([prompt(LONG)])
+    found = chain.forward([chain.sequence()], ids, all_logits=True)
+    return Outcome(apart(found, uncached(subject.whole, ids)))
+
+
+def pieces(subject: Subject) -> Outcome:
+    """A prompt in pieces, where the stages say that it may come so: as the unsplit model in the same pieces, which is
+    close to what it answers to the whole prompt."""
+    chain = middle(subject)
+    if not all(stage.chunks for stage in chain.stages):
+        return Outcome()
+    ids = prompt(LONG)
+    whole, note = subject.unsplit(ids), ""
+    try:
+        broken = subject.unsplit(ids, prefill_chunk_size=PIECE)
+    except ValueError:
+        broken, note = whole, "as the whole prompt: the unsplit model takes no pieces"
+    walk = Walk(chain, ids, broken)
+    for start in range(0, LONG, PIECE):
+        found = chain.forward([walk.stages], torch.tensor([ids[start : start + PIECE]]))
+    walk.take(found)
+    own = apart(whole.logits[0], broken.logits[0])
+    if own > CLOSE:
+        return Outcome(own, "the unsplit model answers otherwise in pieces, and the stage allows them")
+    return Outcome(walk.go(STEPS - 1).worst, note)
+
+
+def in_turns(subject: Subject) -> Outcome:
+    """Sequences that take turns on the same stages."""
+    chain = middle(subject)
+    walks = [Walk(chain, ids, subject.unsplit(ids)) for ids in (prompt(LONG), prompt(SHORT), prompt(LONG, 1))]
+    for _ in range(STEPS):
+        for walk in walks:
+            walk.go()
+    return Outcome(max(walk.worst for walk in walks))
+
+
+# --- batches ---
+
+
+def padded_batch(subject: Subject) -> Outcome:
+    """Prompts of different lengths in one batch, padded on the left: as the unsplit model answers this batch, or, where
+    that disturbs the rows, as it answers each alone."""
+    prompts = [prompt(LONG), prompt(SHORT), prompt(MIDDLE)]
+    batch = _batch(subject, prompts, [subject.unsplit(*prompts)] * 3, [0, 1, 2])
+    if batch.difference == 0:
+        return batch
+    alone = _batch(subject, prompts, [subject.unsplit(ids) for ids in prompts], [0, 0, 0])
+    note = "as each row alone; in the unsplit model's batch the padding disturbs the rows"
+    return dataclasses.replace(alone, note=note) if alone.difference == 0 else batch
+
+
+def _batch(subject: Subject, prompts: list[list[int]], answers: list[Answer], rows: list[int]) -> Outcome:
+    chain, (ids, mask) = middle(subject), padded(prompts)
+    walks = [Walk(chain, each, answer, row) for each, answer, row in zip(prompts, answers, rows, strict=True)]
+    found = chain.forward([walk.stages for walk in walks], ids, (mask == 0).sum(1).tolist())
+    for number, walk in enumerate(walks):
+        walk.take(found[number : number + 1])
+    _together(walks, STEPS - 1)
+    return Outcome(max(walk.worst for walk in walks))
+
+
+def _together(walks: list[Walk], steps: int = 1) -> None:
+    for _ in range(steps):
+        found = walks[0].chain.forward([walk.stages for walk in walks], torch.cat([walk.next for walk in walks]))
+        for number, walk in enumerate(walks):
+            walk.take(found[number : number + 1])
+
+
+def join_and_leave(subject: Subject) -> Outcome:
+    """Sequences that come with their prompts one by one, share steps with others, and go on without them."""
+    chain = middle(subject)
+    prompts = [prompt(LONG), prompt(SHORT), prompt(MIDDLE)]
+    walks = [Walk(chain, ids, subject.unsplit(ids)).go() for ids in prompts]
+    for group in ([0, 1], [0, 1, 2], [2, 0, 1], [1, 2], [0], [0, 1, 2]):
+        _together([walks[number] for number in group])
+    return Outcome(max(walk.worst for walk in walks))
+
+
+# --- rolled back, moved ---
+
+
+def rollback(subject: Subject) -> Outcome:
+    """Tokens taken back: to a mark always; without one, exact or refused."""
+    chain, ids = middle(subject), prompt(LONG)
+    walk = Walk(chain, ids, subject.unsplit(ids)).go(3)
+    for stage, sequence in zip(chain.stages, walk.stages, strict=True):
+        stage.caches.mark(sequence)
+    _astray(walk)
+    walk.go(2)
+    try:
+        _astray(walk, marked=False)
+    except CacheError:
+        return Outcome(walk.worst, "to marks only")
+    return Outcome(walk.go(2).worst)
+
+
+def _astray(walk: Walk, marked: bool = True) -> None:
+    """Two tokens that are none of the answer's, and back."""
+    for token in (7, 8) if marked else (9, 10):
+        walk.chain.forward([walk.stages], torch.tensor([[token]]))
+    for stage, sequence in zip(walk.chain.stages, walk.stages, strict=True):
+        stage.caches.crop(sequence, 2)
+
+
+def moved(subject: Subject) -> Outcome:
+    """Taken to stages that are cut elsewhere, as bytes; the one left behind goes on too."""
+    ids = prompt(LONG)
+    walk = Walk(middle(subject), ids, subject.unsplit(ids)).go(3)
+    try:
+        parts = [stage.caches.export(each) for stage, each in zip(walk.chain.stages, walk.stages, strict=True)]
+    except CacheError as error:
+        return Outcome(None, first_line(error), refused=True)
+    exported = functools.reduce(operator.or_, (Exported.from_bytes(part.to_bytes()) for part in parts))
+    elsewhere = Walk(subject.chain(subject.legal[-1]), ids, walk.answer)
+    elsewhere.stages = [stage.caches.adopt(exported) for stage in elsewhere.chain.stages]
+    elsewhere.step, elsewhere.next = walk.step, walk.next
+    return Outcome(max(elsewhere.go(STEPS - 3).worst, walk.go(STEPS - 3).worst))
+
+
+# --- what it costs ---
+
+
+def accounted(subject: Subject) -> Outcome:
+    """Bytes of weights per block, of each layer's cache, and across a boundary, against those foretold without a
+    weight."""
+    chain, cut = subject.checkpoint.chain, subject.cut
+    foretold = {block.name: block.weight_bytes for block in chain.blocks} | {"common": chain.common_bytes}
+    found = {shard.name: shard.size - len(shard.header) for shard in (*cut.blocks, cut.common)}
+    wrong = [f"weights of {name}: {found[name]} bytes, not {foretold[name]}" for name in found if found != foretold]
+    for tokens in COUNTED:
+        wrong += _cached(subject, tokens)
+    wrong += _crossing(subject)
+    return Outcome(None, wrong[0]) if wrong else Outcome(0.0)
+
+
+def _cached(subject: Subject, tokens: int) -> list[str]:
+    """Of a run of so many tokens, the last two one by one."""
+    stage = subject.stage(0, subject.blocks - 1)
+    sequence, ids = stage.sequence(), prompt(tokens)
+    for piece in (ids[:-2], ids[-2:-1], ids[-1:]):
+        stage.forward(sequence, torch.tensor([piece]))
+    foretold = {block.name: block.cache_bytes(tokens) for block in subject.checkpoint.chain.blocks}
+    found = held(stage, sequence)
+    if set(found) <= {""}:  # a cache that does not tell the layers apart
+        foretold = {"": sum(foretold.values())}
+    return [
+        f"cache of {name or 'all layers'} after {tokens} tokens: {found.get(name, 0)} bytes, not {bytes_}"
+        for name, bytes_ in foretold.items()
+        if found.get(name, 0) != bytes_
+    ]
+
+
+def held(stage: Stage, sequence: Cached) -> dict[str, int]:
+    """Bytes of a sequence's cache by block."""
+    found: Counter[str] = Counter()
+    try:
+        for name, tensor in stage.caches.export(sequence).tensors.items():
+            layer = re.search(r"(?:^|\.)(\d+)[./]", name)
+            assert layer is not None, name
+            found[f"layers.{layer[1]}"] += tensor.nbytes
+    except CacheError:
+        assert sequence.rows is not None
+        found[""] += sum(tensor.nbytes for tensor in _tensors(sequence.rows.cache) if tensor.dim())
+    return found
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
+    elif hasattr(value, "__dict__") and not isinstance(value, PreTrainedConfig):
+        yield from _tensors(vars(value))
+
+
+def _crossing(subject: Subject) -> list[str]:
+    """Of a token behind a prompt, at every boundary."""
+    wrong = []
+    for end in subject.legal:
+        first, sequence = subject.stage(0, end), subject.stage(0, end).sequence()
+        first.forward(sequence, torch.tensor([prompt(LONG)]))
+        sent = first.forward(sequence, torch.tensor([prompt(1)]))
+        found = sum(tensor.nbytes for tensor in (*sent.tensors, *sent.carried) if tensor is not None)
+        foretold = subject.checkpoint.chain.blocks[end].output_bytes(LONG + 1)
+        wrong += [f"behind block {end}: {found} bytes a token, not {foretold}"] * (found != foretold)
+    return wrong
+
+
+CHECKS: dict[str, Check] = {
+    "cuts": boundaries,
+    "three": three_stages,
+    "ring": two_stretches,
+    "short": short_prompt,
+    "logits": all_logits,
+    "pieces": pieces,
+    "turns": in_turns,
+    "padded": padded_batch,
+    "joined": join_and_leave,
+    "rollback": rollback,
+    "moved": moved,
+    "bytes": accounted,
+}
+
+
+def run(subject: Subject) -> dict[str, Outcome]:
+    """Every check; without a legal cut, the first alone."""
+    outcomes: dict[str, Outcome] = {}
+    for name, check in CHECKS.items():
+        try:
+            outcomes[name] = check(subject)
+        except Exception as error:  # noqa: BLE001 - whatever a family raises is its result
+            outcomes[name] = Outcome(None, told(error))
+        if not subject.legal:
+            break
+    return outcomes
+
+
+def told(error: BaseException) -> str:
+    """What was raised, and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {first_line(error)[:200]} ({Path(place.filename).name}:{place.lineno})"
