@@ -1,10 +1,11 @@
 # make demo    a fresh machine to a split model that answers, narrated
 # make test    a fresh machine to all tests passed
+# make models  every family of causal language models, cut and compared: docs/models.md
 # make check   format, lint, types, architecture, unit tests: before each commit
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check unit clean
+.PHONY: demo test check models clean
 
 demo: .venv/ready
 	$(BIN)/python plans/demo/demo.py
@@ -17,6 +18,9 @@ check: .venv/ready
 	$(BIN)/ruff check edgesplit tests plans
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not ssh" tests/unit
+
+models: .venv/ready
+	PYTHONPATH=tests $(BIN)/python -m families.run
 
 # The stamp is made last: an install that was broken off is begun again.
 .venv/ready: pyproject.toml

@@ -21,8 +21,8 @@ from edgesplit.runner.anatomy import Anatomy, AnatomyError
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-# Tokens of the forwards of three sequences: a prompt, a decode step, and where a prompt may come in pieces, two more. At
-# least eight at first: short convolutions see the last three or four tokens and count otherwise before they have them.
+# Tokens of the forwards of three sequences: a prompt, a decode step, and where a prompt may come in pieces, two more.
+# At least eight at first: short convolutions see the last three or four tokens, and count otherwise without them.
 # The first decode steps are sixteen tokens apart: indexers count in blocks of tokens, mostly of a power of two.
 SEQUENCES = (8, 1, 7, 19), (24, 1, 11), (13, 1, 3)
 # Linear attention pads a prompt to whole groups of so many tokens, where its config names no `chunk_size`: the default

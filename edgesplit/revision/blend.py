@@ -1,5 +1,5 @@
-"""Layers of several kinds in turn (full and sliding attention, attention and state-space): planned first as if they were
-alike, then exactly, near the boundaries found.
+"""Layers of several kinds in turn (full and sliding attention, attention and state-space): planned first as if
+they were alike, then exactly, near the boundaries found.
 
 Counted, layers of one kind are a matter of a second; placed one by one, half a hundred of two kinds take minutes.
 Must not know: the program itself.

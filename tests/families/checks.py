@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
 import random
 import re
@@ -17,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families.configs import WINDOW
-from families.subject import Chain, Subject
-from families.upstream import LONG, MIDDLE, SHORT, STEPS, Answer, first_line, padded, prompt, uncached
 from transformers import PreTrainedConfig
 
 from edgesplit.runner.cache import CacheError, Exported
 from edgesplit.runner.cache import Sequence as Cached
 from edgesplit.runner.stage import Stage
+from families.configs import WINDOW
+from families.subject import Chain, Subject
+from families.upstream import LONG, MIDDLE, SHORT, STEPS, Answer, first_line, padded, prompt, uncached
 
 CLOSE = 1e-4  # what rows of different lengths in one batch may differ by: other shapes, other order of summation
 SAMPLED = 4  # three-stage splits
@@ -79,7 +80,7 @@ def apart(left: torch.Tensor, right: torch.Tensor) -> float:
     if torch.equal(left, right):
         return 0.0
     difference = (left - right).abs().max().item()
-    return difference if difference == difference else float("inf")  # not a number
+    return float("inf") if math.isnan(difference) else difference
 
 
 # --- cuts ---

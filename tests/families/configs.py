@@ -1,3 +1,4 @@
+# ruff: noqa: E501, ISC004 - tables of patterns are read best unbroken
 """Every causal language model transformers knows, as a tiny config: shrunk by the names of the config's own fields.
 
 A new family needs nothing here while its fields have known names; what it needs beyond them is a line of OVERRIDES.
@@ -68,7 +69,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dots3_note_text": {
         f"swa_{name}": 8 if "dim" in name else 4 for name in ("num_attention_heads", "num_key_value_heads")
     }
-    | {"swa_q_lora_rank": 16, "swa_kv_lora_rank": 16, "swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8},
+    | {
+        "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16,
+        "swa_head_dim": 16,
+        "swa_qk_nope_head_dim": 8,
+        "swa_v_head_dim": 8,
+    },
     "dots3_note_vision_encoder": {"pyramid_num_routed": [-1, -1, 4, 4]},
     "emu3": {"vocabulary_map": {"<image>": VOCABULARY - 1, "<|extra_200|>": VOCABULARY - 2}},
     "emu3_vqgan": {"base_channels": 32, "channel_multiplier": [1, 1], "attn_resolutions": []},

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of patterns are read best unbroken
 """Results of all families -> docs/models.md and the table on the screen. Nothing in it changes from run to run.
 
 Must not know: how a result came about.

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
 from families import configs
 from families.checks import CLOSE
 from families.report import markdown, passed, verdict
 from families.worker import Result, Worker, context
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +43,9 @@ def main() -> int:
             results.append(result)
             progress.update(task, advance=1, description=result.family)
             if not passed(result):
-                progress.console.print(f"{result.family}: {verdict(result)}", highlight=False, markup=False, soft_wrap=True)
+                progress.console.print(
+                    f"{result.family}: {verdict(result)}", highlight=False, markup=False, soft_wrap=True
+                )
     results.sort(key=lambda result: result.family)
     if chosen.family:
         Console().print(_table(results))

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families import upstream
-from families.upstream import Answer
 
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint
 from edgesplit.model.shards import Cut, cut
@@ -21,6 +19,8 @@ from edgesplit.runner.ring import _arrived, _to_wire
 from edgesplit.runner.stage import Hidden, Stage
 from edgesplit.runner.store import Store
 from edgesplit.runner.wire import Decoder, Flag, Kind, Message, encode
+from families import upstream
+from families.upstream import Answer
 
 DTYPE = "float32"
 LIMIT = 2**20  # bytes of a message

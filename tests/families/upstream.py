@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families.configs import EOS, PAD, VOCABULARY, tiny
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -24,6 +23,8 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from families.configs import EOS, PAD, VOCABULARY, tiny
 
 LONG, MIDDLE, SHORT = 11, 7, 3  # tokens of the prompts: longer and shorter than a window
 STEPS = 8  # so that the short one passes the window while decoding

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families import checks, configs, upstream
-from families.subject import Subject
 from transformers.utils import logging
 
 from edgesplit.errors import ModelError
+from families import checks, configs, upstream
+from families.subject import Subject
 
 LIMIT = 120.0  # seconds a family may take
 PRELOADED = ["families.worker"]

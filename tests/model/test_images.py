@@ -280,7 +280,8 @@ def test_no_pixel_leaves_the_entry(rig: Rig, monkeypatch: pytest.MonkeyPatch) ->
     assert not any("pixel" in name or "ids" in name.replace("position_ids", "") for names in sent for name in names)
 
 
-def test_the_tower_travels_to_the_first_stage_alone(rig: Rig, case: Case) -> None:
+@pytest.mark.usefixtures("case")
+def test_the_tower_travels_to_the_first_stage_alone(rig: Rig) -> None:
     first, middle = rig.cores["desk"]._rings[1].stages[0], rig.cores["shelf"]._rings[1].stages[1]
     front = first._wire.parts.front
     held = [{name for name, _ in stage.model.named_parameters() if name.startswith(front)} for stage in (first, middle)]

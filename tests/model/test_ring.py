@@ -73,7 +73,7 @@ def load() -> Callable[..., Stage]:
     """Stage.load, once per range: all folders here hold the same checkpoint."""
     true, loaded = Stage.load, {}
 
-    def once(folder: Path, *part: Any) -> Stage:
+    def once(folder: Path, *part: Any, **_: Any) -> Stage:
         if part not in loaded:
             loaded[part] = true(folder, *part)
         return loaded[part]

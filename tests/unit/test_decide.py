@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles import fleet
 
@@ -202,6 +202,7 @@ def test_redistribution_is_preferred_when_it_is_as_good() -> None:
     assert decision(LOST, now, same).action == "redistribute"
 
 
+@settings(deadline=None)  # how long a plan takes is no matter here
 @given(
     lost=st.sets(st.sampled_from(["shelf", "attic"])),
     slow=st.dictionaries(st.sampled_from(["desk", "shelf", "attic"]), st.floats(1, 50)),
