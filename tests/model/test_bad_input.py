@@ -65,7 +65,7 @@ def truncated(desk: Desk) -> None:
 
 
 def of_another_kind(desk: Desk) -> None:
-    config(shutil.copytree(desk.read(desk.plan)["model"], desk.folder / "model"), model_type="vit")
+    config(shutil.copytree(desk.read(desk.plan)["model"], desk.folder / "model"), model_type="clip")
     desk.change_plan(model="model")
 
 
@@ -101,7 +101,7 @@ CASES = {
         "nobody/nothing is not in the local cache", "hub is out of reach"), ("network",)),
     "truncated weights": Case(truncated, "profile", 3, (
         "model-00002-of-00004.safetensors is truncated", "1000 bytes"), ("download",)),
-    "no language model": Case(of_another_kind, "profile", 3, ("vit", "PLACEHOLDER"), ("",)),
+    "no language model": Case(of_another_kind, "profile", 3, ("several models in one",), ("",)),
     "context too long": Case(plan(workload={"max_context": 4096}), "profile", 2, (
         "workload.max_context is 4096", "512 positions"), ("at most 512",)),
     # wishes nobody can fulfil

