@@ -1,11 +1,11 @@
 # make demo    a fresh machine to a split model that answers, narrated
 # make test    a fresh machine to all tests passed
-# make models  every family of causal language models, cut and compared: docs/models.md
 # make check   format, lint, types, architecture, unit tests: before each commit
+# make models  every model family transformers knows, cut and compared; writes docs/models.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check models clean
+.PHONY: demo test check models unit clean
 
 demo: .venv/ready
 	$(BIN)/python plans/demo/demo.py

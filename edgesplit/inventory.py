@@ -9,12 +9,22 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from edgesplit.document import load
 from edgesplit.values import Name, Port, Size, Value
 
 DATA_PORT = 7431  # unassigned at IANA (November 2026); any free port does
+
+
+def _option(text: str) -> str:
+    keyword, separator, _ = text.partition("=")
+    if not separator or not keyword.strip().isalnum():
+        raise ValueError("expected an option of ssh_config as Keyword=value")
+    return text
+
+
+Option = Annotated[str, AfterValidator(_option)]
 
 
 class SshTarget(Value):
@@ -25,6 +35,13 @@ class SshTarget(Value):
     port: Port | None = None
     key: str | None = None
     known_hosts: str | None = None
+    config: str | None = None  # in place of ~/.ssh/config
+    options: tuple[Option, ...] = ()  # Keyword=value, as for `ssh -o`
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value  # `defaults` were laid under it: no longer JSON
 
 
 class DataPlane(Value):

@@ -41,7 +41,8 @@ class Sshd:
 
     def target(self, **changes: object) -> SshTarget:
         fields = {"host": self.host, "user": self.user, "port": self.port, "key": str(self.key)}
-        return SshTarget.model_validate({**fields, "known_hosts": str(self.known_hosts), **changes})
+        alone = {"known_hosts": str(self.known_hosts), "config": os.devnull}  # no file of the user takes part
+        return SshTarget.model_validate({**fields, **alone, **changes})
 
     @property
     def host_line(self) -> str:
@@ -84,8 +85,8 @@ class SshdFarm:
         home.mkdir()
         key, host_key = self.keys.pair("user"), self.keys.pair("host")
         shutil.copy(key.with_suffix(".pub"), home / "authorized_keys")
-        port = free_port()
-        server = Sshd(LOCALHOST, port, getpass.getuser(), key, host_key, home / "known_hosts", home, 0)
+        host, port = options.get("ListenAddress", LOCALHOST), free_port()
+        server = Sshd(host, port, getpass.getuser(), key, host_key, home / "known_hosts", home, 0)
         server.known_hosts.write_text(server.host_line)
         settings = {
             "Port": str(port),

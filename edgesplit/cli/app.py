@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from edgesplit.cli import deploy, down, generate, plan, profile, status, unlock, watch
+from edgesplit.cli import deploy, down, generate, lab, plan, profile, status, unlock, watch
 from edgesplit.errors import EdgesplitError
 
 
@@ -87,6 +87,7 @@ app.command("generate", epilog="Example: edgesplit generate plans/demo.yaml 'A s
 app.command("watch", epilog="Example: edgesplit watch plans/demo.yaml --json >> events.jsonl")(watch.run)
 app.command("down", epilog="Example: edgesplit down plans/demo.yaml -y")(down.run)
 app.command("unlock", epilog="Example: edgesplit unlock plans/demo.yaml")(unlock.run)
+app.add_typer(lab.app, name="lab")
 
 
 @app.callback(invoke_without_command=True)

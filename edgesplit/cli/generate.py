@@ -125,13 +125,14 @@ def _stranger(space: Workspace) -> ServingError:
 def _unsplit(space: Workspace, prompt: list[int], count: int) -> list[int]:
     """What `generate` of the whole model gives, greedily, on this machine."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     dtype = getattr(torch, space.plan.dtype)
-    model = AutoModelForCausalLM.from_pretrained(space.checkpoint.folder, dtype=dtype, local_files_only=True)
+    kind = AutoModelForImageTextToText if space.checkpoint.chain.kind == "vision" else AutoModelForCausalLM
+    model = kind.from_pretrained(space.checkpoint.folder, dtype=dtype, local_files_only=True)
     ids = torch.tensor([prompt])
     whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
     return [int(token) for token in whole[0, len(prompt) :]]

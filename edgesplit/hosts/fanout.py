@@ -46,22 +46,27 @@ def each(hosts: Mapping[str, H], act: Callable[[H], T]) -> dict[str, T]:
 
 
 @contextmanager
-def connect(inventory: Inventory, names: Iterable[str] | None = None) -> Iterator[dict[str, Host]]:
-    """The named hosts of the inventory, by default all; each connects at its first use, all close at the end."""
+def connect(
+    inventory: Inventory, names: Iterable[str] | None = None, *, accept_new: bool = False
+) -> Iterator[dict[str, Host]]:
+    """The named hosts of the inventory, by default all; each connects at its first use, all close at the end.
+
+    `accept_new`: host keys that nobody knows yet are written into known_hosts; a changed one is refused all the same.
+    """
     wanted = list(inventory.hosts) if names is None else list(names)
     for name in wanted:
         if name not in inventory.hosts:
             raise InputError(f"no host {name} in the inventory", f"its hosts are {', '.join(inventory.hosts)}")
-    hosts = {name: _host(name, inventory.hosts[name]) for name in wanted}
+    hosts = {name: _host(name, inventory.hosts[name], accept_new=accept_new) for name in wanted}
     try:
         yield hosts
     finally:
         survey(hosts, lambda host: host.close())
 
 
-def _host(name: str, spec: HostSpec) -> Host:
+def _host(name: str, spec: HostSpec, *, accept_new: bool) -> Host:
     if spec.ssh is None:
         return LocalHost(name)
     from edgesplit.hosts.ssh import SshHost  # 0.4 s: only where an ssh host exists
 
-    return SshHost(name, spec.ssh)
+    return SshHost(name, spec.ssh, accept_new=accept_new)

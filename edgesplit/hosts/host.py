@@ -57,6 +57,25 @@ def no_answer(command: Command, timeout: float) -> str:
     return f"no answer to '{command.title}' within {timeout:g} s"
 
 
+# What a command's last words mean, whatever the command: said in C's and Python's own words.
+_MEANINGS = {
+    "No space left on device": "the disk is full: free some space, or set `work` to a folder on a larger disk",
+    "Disk quota exceeded": "the quota is used up: free some space, or set `work` to a folder elsewhere",
+    "Permission denied": "give the login of that host the right to do so, or set `work` to a folder of its own",
+    "Read-only file system": "nothing can be written there: set `work` to a folder elsewhere",
+}
+_NO_PROGRAM = (126, 127)  # as sh says that a program cannot be run, or is not there
+
+
+def failed(host: str, command: Command, status: int, stderr: bytes) -> CommandFailed:
+    """The error of a command that ended badly, with what to do where its words tell."""
+    said = stderr.decode("utf-8", "replace")
+    hint = next((hint for words, hint in _MEANINGS.items() if words in said), "")
+    if status in _NO_PROGRAM and not hint:
+        hint = "a program is missing there, or cannot be run; edgesplit check tells which"
+    return CommandFailed(host, command.title, status, said, hint)
+
+
 class LocalHost:
     """This machine: commands run in the folder and with the environment of the controller."""
 
@@ -78,7 +97,7 @@ class LocalHost:
                     os.killpg(process.pid, signal.SIGKILL)
         if process.returncode != 0:
             status = process.returncode if process.returncode > 0 else 128 - process.returncode  # as sh counts signals
-            raise CommandFailed(self.name, command.title, status, stderr.decode("utf-8", "replace"))
+            raise failed(self.name, command, status, bytes(stderr))
         return stdout.decode("utf-8", "replace")
 
     def dial(self, address: str, port: int, timeout: float = 10.0) -> Stream:

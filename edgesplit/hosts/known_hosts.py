@@ -1,7 +1,7 @@
 """Is the key that a host shows the one we know it by? The lines of known_hosts files -> a verdict.
 
-One bad line costs only itself: certificate authorities, unknown markers and garbage are passed over.
-Must not know: how a key was shown, nor where the lines come from.
+One bad line costs only itself: unknown markers and garbage are passed over.
+Must not know: how a key was shown, where the lines come from, what a certificate is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hmac
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -21,12 +21,19 @@ class Verdict(Enum):
     REVOKED = "revoked"
 
 
+class Marker(Enum):
+    NONE = ""
+    AUTHORITY = "@cert-authority"
+    REVOKED = "@revoked"
+
+
 @dataclass(frozen=True)
 class Entry:
     patterns: tuple[str, ...]
     kind: str
     blob: bytes
-    revoked: bool = False
+    marker: Marker = Marker.NONE
+    where: str = ""  # file:line
 
     def names(self, name: str) -> bool:
         """Whether this line is about `name`; a pattern with ! in front takes a name out again."""
@@ -40,42 +47,57 @@ def place(host: str, port: int) -> str:
     return host.lower() if port == 22 else f"[{host.lower()}]:{port}"
 
 
-def parse(lines: Iterable[str]) -> tuple[Entry, ...]:
-    return tuple(entry for entry in map(_entry, lines) if entry is not None)
+def line(name: str, kind: str, blob: bytes, *, salt: bytes = b"") -> str:
+    """A line that makes a key known; with a salt of 20 bytes, the name is hashed."""
+    if salt:
+        digest = hmac.digest(salt, name.encode(), "sha1")
+        name = f"|1|{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
+    return f"{name} {kind} {base64.b64encode(blob).decode()}"
 
 
-def kinds(entries: Sequence[Entry], name: str) -> list[str]:
-    """The kinds of key that a host is known by: the kinds to ask it for."""
-    return [entry.kind for entry in entries if not entry.revoked and entry.names(name)]
+def parse(lines: Iterable[str], file: str = "") -> tuple[Entry, ...]:
+    found = (_entry(text, f"{file}:{number}") for number, text in enumerate(lines, 1))
+    return tuple(entry for entry in found if entry is not None)
 
 
-def judge(entries: Sequence[Entry], name: str, blob: bytes) -> Verdict:
-    about = [entry for entry in entries if entry.names(name)]
-    if any(entry.revoked and entry.blob == blob for entry in about):
+def about(entries: Iterable[Entry], names: Iterable[str], marker: Marker = Marker.NONE) -> Iterator[Entry]:
+    """The lines of one kind that speak of any of these names."""
+    wanted = tuple(names)
+    return (entry for entry in entries if entry.marker is marker and any(entry.names(name) for name in wanted))
+
+
+def judge(entries: Sequence[Entry], names: Sequence[str], *blobs: bytes) -> Verdict:
+    """`names`: what the host may be listed as, the first of them its own; it is CHANGED only by lines on that one.
+
+    `blobs`: its key, and the authority behind it if there is one: either of them may be revoked.
+    """
+    if any(entry.blob in blobs for entry in about(entries, names, Marker.REVOKED)):
         return Verdict.REVOKED
-    known = [entry for entry in about if not entry.revoked]
-    if any(entry.blob == blob for entry in known):
+    if any(entry.blob == blobs[0] for entry in about(entries, names)):
         return Verdict.KNOWN
-    return Verdict.CHANGED if known else Verdict.UNKNOWN
+    return Verdict.CHANGED if any(about(entries, names[:1])) else Verdict.UNKNOWN
 
 
-def _entry(line: str) -> Entry | None:
-    words = line.split()
+def _entry(text: str, where: str) -> Entry | None:
+    words = text.split()
     marker = words.pop(0) if words and words[0].startswith("@") else ""
-    if marker not in ("", "@revoked") or len(words) < 3 or words[0].startswith("#"):
+    if marker not in [known.value for known in Marker] or len(words) < 3 or words[0].startswith("#"):
         return None
     try:
         blob = base64.b64decode(words[2], validate=True)
     except ValueError:
         return None
-    return Entry(tuple(words[0].split(",")), words[1], blob, marker == "@revoked")
+    return Entry(tuple(words[0].split(",")), words[1], blob, Marker(marker), where)
 
 
 def _matches(pattern: str, name: str) -> bool:
-    if pattern.startswith("|1|"):
-        return _hashed(pattern, name)
-    glob = re.escape(pattern.lower()).replace(r"\*", ".*").replace(r"\?", ".")
-    return re.fullmatch(glob, name.lower()) is not None
+    return _hashed(pattern, name) if pattern.startswith("|1|") else glob(pattern, name)
+
+
+def glob(pattern: str, name: str) -> bool:
+    """OpenSSH's: * and ?, and no difference between A and a."""
+    expression = re.escape(pattern.lower()).replace(r"\*", ".*").replace(r"\?", ".")
+    return re.fullmatch(expression, name.lower()) is not None
 
 
 def _hashed(pattern: str, name: str) -> bool:

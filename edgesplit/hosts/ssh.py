@@ -1,11 +1,11 @@
 """SshHost: a host reached by SSH (paramiko), and the border where its exceptions are translated.
 
-Must not know: what a command means, nor whom to trust (ssh_trust), nor where a target is (ssh_target).
+Must not know: what a command means, whom to trust (ssh_trust), how to log in (ssh_login), where a target is
+(ssh_target), what the connection runs over (ssh_carrier).
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import shlex
 import socket
@@ -13,29 +13,26 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import cast
 
 import paramiko
 
-from edgesplit.errors import CommandFailed, HostError, LoginError, Unreachable
-from edgesplit.hosts import known_hosts
+from edgesplit.errors import HostError, LoginError, Unreachable
+from edgesplit.hosts import ssh_carrier, ssh_trust
 from edgesplit.hosts.commands import Command
-from edgesplit.hosts.host import Stream, no_answer
+from edgesplit.hosts.host import Stream, failed, no_answer
+from edgesplit.hosts.known_hosts import Entry
+from edgesplit.hosts.ssh_carrier import Carrier, Piped, Tunnel
+from edgesplit.hosts.ssh_login import login
 from edgesplit.hosts.ssh_target import Endpoint, jump_target, resolve
-from edgesplit.hosts.ssh_trust import check_key, lines, login
 from edgesplit.inventory import SshTarget
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 CONNECT_TIMEOUT = 10.0  # seconds for each of TCP, handshake and login
 PACKET = 32704  # the most that paramiko puts into one packet of 32768: 1 byte more makes two
 SESSIONS = 5  # commands at once: sshd's MaxSessions is 10, and it may count one for a moment after its end
 MAX_JUMPS = 8
+YOUNG = {"mlkem768x25519-sha256"}  # what an older ssh does not list because it does not know it
 GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")  # twice as fast as the ctr that paramiko prefers
-
-_DEAD_PEER = {"TCP_USER_TIMEOUT": 10_000, "TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5}  # ms, s, s; what the system has of it
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())  # what it has to say reaches the user as our errors
 
@@ -76,15 +73,26 @@ def _border(host: str, place: str, silence: str) -> Iterator[None]:
 # --- a connection -----------------------------------------------------------------------------------------------------
 
 
-def _dial_tcp(end: Endpoint, limit: float) -> socket.socket:
-    """A socket that sends at once and notices a dead peer, be it while sending or while waiting."""
-    connection = socket.create_connection((end.host, end.port), limit)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _DEAD_PEER.items():
-        if hasattr(socket, option):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return connection
+class _Transport(paramiko.Transport):
+    """Asks for exactly the kinds of host key it was told to; paramiko would add some."""
+
+    @property
+    def preferred_keys(self) -> tuple[str, ...]:
+        return tuple(self.get_security_options().key_types)
+
+
+def _limit(name: str, end: Endpoint, transport: paramiko.Transport, entries: tuple[Entry, ...]) -> None:
+    """What ssh's configuration allows, fast ciphers first, and first the host keys by which we know the host."""
+    options = transport.get_security_options()
+    for kind, allowed in end.algorithms.items():
+        ours = getattr(options, kind)
+        common = tuple(one for one in ours if one in allowed or one in YOUNG)
+        if not common:
+            hint = f"allow one of {', '.join(ours)} in ssh's configuration of {end.host}"
+            raise Unreachable(name, f"none of the {kind} that ssh's configuration allows can be used", hint)
+        setattr(options, kind, common)
+    options.ciphers = tuple(sorted(options.ciphers, key=lambda cipher: cipher not in GCM))
+    options.key_types = ssh_trust.wanted(end, entries, tuple(options.key_types))
 
 
 def _handshake(transport: paramiko.Transport, limit: float) -> None:
@@ -94,15 +102,22 @@ def _handshake(transport: paramiko.Transport, limit: float) -> None:
     if not done.wait(limit):
         raise TimeoutError
     if not transport.is_active():
-        raise transport.get_exception() or EOFError
+        error = transport.get_exception() or EOFError()
+        if isinstance(error, _FOREIGN):
+            raise error
+        raise paramiko.SSHException(f"what it sends makes no sense: {error}") from error  # a key that is none, say
 
 
-def _prefer(transport: paramiko.Transport, kinds: list[str]) -> None:
-    """Fast ciphers first, and first the kinds of host key by which we know the host."""
-    options = transport.get_security_options()
-    options.ciphers = (*GCM, *(name for name in options.ciphers if name not in GCM))
-    known = {"rsa-sha2-512" if kind == "ssh-rsa" else kind for kind in kinds}
-    options.key_types = tuple(sorted(options.key_types, key=lambda kind: kind not in known))
+@contextmanager
+def _explained(carrier: Carrier) -> Iterator[None]:
+    """A connection over a command that breaks is told in the command's own words."""
+    try:
+        yield
+    except (EOFError, paramiko.SSHException) as error:
+        said = carrier.said() if isinstance(carrier, Piped) else ""
+        if not said:
+            raise
+        raise ConnectionError(f"its ProxyCommand says: {said}") from error
 
 
 # --- what runs on a connection ----------------------------------------------------------------------------------------
@@ -196,71 +211,6 @@ def _drain(read: Callable[[int], bytes], into: bytearray) -> None:
             into += data
 
 
-class _Tunnel:
-    """A channel with the manners of a socket: a file made of it keeps it open, and its errors are OSErrors."""
-
-    def __init__(self, channel: paramiko.Channel) -> None:
-        self._channel = channel
-        self._closed = False
-        self._files = 0
-
-    def send(self, data: bytes, /) -> int:
-        with _as_socket():
-            return self._channel.send(data)
-
-    def sendall(self, data: bytes, /) -> None:
-        with _as_socket():
-            self._channel.sendall(data)
-
-    def recv(self, size: int, /) -> bytes:
-        with _as_socket():
-            return self._channel.recv(size)
-
-    def makefile(self, mode: Literal["rb"], /) -> io.BufferedReader:  # noqa: ARG002 - a socket's signature
-        self._files += 1
-        return io.BufferedReader(_TunnelFile(self))
-
-    def settimeout(self, seconds: float | None, /) -> None:
-        self._channel.settimeout(seconds)
-
-    def close(self) -> None:
-        self._closed = True
-        self.release(0)
-
-    def release(self, files: int = 1) -> None:
-        self._files -= files
-        if self._closed and self._files == 0:
-            with suppress(*_FOREIGN):
-                self._channel.close()
-
-
-class _TunnelFile(io.RawIOBase):
-    def __init__(self, tunnel: _Tunnel) -> None:
-        self._tunnel = tunnel
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self._tunnel.recv(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._tunnel.release()
-
-
-@contextmanager
-def _as_socket() -> Iterator[None]:
-    try:
-        yield
-    except (paramiko.SSHException, EOFError) as error:
-        raise ConnectionResetError(str(error)) from error
-
-
 # --- the host ---------------------------------------------------------------------------------------------------------
 
 
@@ -271,12 +221,13 @@ class SshHost:
     """
 
     def __init__(
-        self, name: str, spec: SshTarget, config_file: Path | None = None, connect_timeout: float = CONNECT_TIMEOUT
+        self, name: str, spec: SshTarget, connect_timeout: float | None = None, *, accept_new: bool = False
     ) -> None:
+        """`connect_timeout`: seconds, in place of what ssh's configuration says. `accept_new`: host keys."""
         self.name = name
         self._spec = spec
-        self._config_file = config_file
         self._limit = connect_timeout
+        self._accept_new = accept_new
         self._place = spec.host
         self._hops: tuple[str, ...] = ()  # of a jump: the jumps before it, where a chain names them
         self._depth = 0
@@ -303,7 +254,7 @@ class SshHost:
         finally:
             self._sessions.release()
         if status != 0:
-            raise CommandFailed(self.name, command.title, status, exchange.stderr.decode("utf-8", "replace"))
+            raise failed(self.name, command, status, bytes(exchange.stderr))
         return exchange.stdout.decode("utf-8", "replace")
 
     def dial(self, address: str, port: int, timeout: float = 10.0) -> Stream:
@@ -311,7 +262,7 @@ class SshHost:
         with _border(self.name, there, f"no answer from {there} within {timeout:g} s"):
             channel = self._channel("direct-tcpip", time.monotonic() + timeout, (address, port))
         channel.settimeout(timeout)
-        return _Tunnel(channel)
+        return Tunnel(channel)
 
     def close(self) -> None:
         with self._lock:
@@ -354,39 +305,43 @@ class SshHost:
         with self._lock:
             if self._transport is None or not self._transport.is_active():
                 self._drop()
-                self._transport = self._connect(max(0.1, min(self._limit, deadline - time.monotonic())))
+                end = resolve(self.name, self._spec)
+                limit = self._limit or end.patience or CONNECT_TIMEOUT
+                self._transport = self._connect(end, max(0.1, min(limit, deadline - time.monotonic())))
             return self._transport
 
-    def _connect(self, limit: float) -> paramiko.Transport:
-        end = resolve(self.name, self._spec, self._config_file)
+    def _connect(self, end: Endpoint, limit: float) -> paramiko.Transport:
         self._place = end.place
         silence = f"no answer from {end.place} within {limit:.3g} s"
         with _border(self.name, end.place, silence), ExitStack() as undo:
             carrier = self._carrier(end, limit)
             undo.callback(carrier.close)
-            transport = paramiko.Transport(cast("socket.socket", carrier))
+            transport = _Transport(cast("socket.socket", carrier))
             undo.callback(transport.close)
-            known = known_hosts.parse(lines(*end.known_hosts))
-            _prefer(transport, known_hosts.kinds(known, end.known_as))
-            _handshake(transport, limit)
-            check_key(self.name, end, known, transport.get_remote_server_key())
+            entries = ssh_trust.known(end)
+            _limit(self.name, end, transport, entries)
+            with _explained(carrier):
+                _handshake(transport, limit)
+            key, accept = transport.get_remote_server_key(), self._accept_new or end.accept_new
+            ssh_trust.check_key(self.name, end, entries, key, accept_new=accept)
             login(self.name, end, transport, limit)
             undo.pop_all()
         return transport
 
-    def _carrier(self, end: Endpoint, limit: float) -> socket.socket | _Tunnel:
-        """What the SSH connection runs over: TCP from here, or a channel through the last of the jumps."""
+    def _carrier(self, end: Endpoint, limit: float) -> Carrier:
+        """What the SSH connection runs over: TCP from here, a command, or a channel through the last of the jumps."""
         jumps = self._hops or end.jumps
-        if not jumps or jump_target(self.name, jumps[-1]).host == self._spec.host:  # `Host *` names the jump itself too
-            return _dial_tcp(end, limit)
+        last = jump_target(self.name, jumps[-1], self._spec) if jumps else None
+        if last is None or last.host == self._spec.host:  # `Host *` names the jump itself too
+            return Piped(end.proxy) if end.proxy else ssh_carrier.tcp(end, limit)
         if self._jump is None:
             if self._depth == MAX_JUMPS:
                 raise Unreachable(
                     self.name, f"more than {MAX_JUMPS} ProxyJumps", "do they name each other in a circle?"
                 )
-            self._jump = SshHost(self.name, jump_target(self.name, jumps[-1]), self._config_file, self._limit)
+            self._jump = SshHost(self.name, last, self._limit, accept_new=self._accept_new)
             self._jump._hops, self._jump._depth = jumps[:-1], self._depth + 1
-        return _Tunnel(self._jump._channel("direct-tcpip", time.monotonic() + limit, (end.host, end.port)))
+        return Tunnel(self._jump._channel("direct-tcpip", time.monotonic() + limit, (end.host, end.port)))
 
     def _drop(self) -> None:
         if self._transport is not None:

@@ -1,129 +1,157 @@
 """An SshTarget of the inventory -> an Endpoint: where `ssh` itself would go, as whom, and with which files.
 
-`ssh -G` is asked, so that ~/.ssh/config means here what it means there; without an ssh binary its defaults are taken.
-Must not know: paramiko, sockets.
+Must not know: paramiko, sockets, how the configuration is read.
 """
 
 from __future__ import annotations
 
 import getpass
+import os
 import re
-import shutil
-import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgesplit.errors import LoginError, Unreachable
 from edgesplit.hosts import known_hosts
+from edgesplit.hosts.ssh_config import Settings, ask
 from edgesplit.inventory import SshTarget
 
-DEFAULTS = {  # of OpenSSH
+DEFAULTS: Settings = {  # of OpenSSH
     "port": ["22"],
-    "identityfile": ["~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa"],
+    "identityfile": [
+        f"~/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk", "xmss", "dsa")
+    ],
     "userknownhostsfile": ["~/.ssh/known_hosts ~/.ssh/known_hosts2"],
     "globalknownhostsfile": ["/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"],
 }
+ALGORITHMS = {"ciphers": "ciphers", "macs": "digests", "kexalgorithms": "kex"}  # ssh's word -> paramiko's
+
 _JUMP = re.compile(r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<v6>[^]]+)]|(?P<host>[^:]+))(?::(?P<port>\d+))?/?")
+_FILES = re.compile(r" (?=[/~])")  # between two file names; one of them may hold a space
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`known_as` is the host's name in known_hosts files; `jumps` are what ProxyJump names, the nearest to us first."""
+    """`names`: what known_hosts files may call the host, its own name first. `jumps`: the nearest to us first."""
 
     host: str
     port: int
     user: str
     keys: tuple[Path, ...]
-    known_hosts: tuple[Path, ...]
-    known_as: str
-    jumps: tuple[str, ...] = ()
+    known_hosts: tuple[Path, ...]  # the user's files: what is accepted goes into the first
+    names: tuple[str, ...]
+    global_known_hosts: tuple[Path, ...] = ()
+    missing_keys: tuple[Path, ...] = ()  # configured, but not there
     only_keys: bool = False  # IdentitiesOnly: of the agent's keys, only those that `keys` name
+    certificates: tuple[Path, ...] = ()
+    agent: str = ""  # its socket; "" for none
+    jumps: tuple[str, ...] = ()
+    proxy: str = ""  # ProxyCommand, as sh runs it
+    family: socket.AddressFamily = socket.AF_UNSPEC
+    bind: str = ""
+    accept_new: bool = False
+    hash_names: bool = False
+    revoked: tuple[Path, ...] = ()
+    host_keys: tuple[str, ...] = ()  # HostKeyAlgorithms; empty: any
+    algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what may be used, where it is limited
+    patience: float | None = None  # ConnectTimeout
 
     @property
     def place(self) -> str:
         return f"{self.host} port {self.port}"
 
-    @property
-    def scannable(self) -> bool:
-        """Whether ssh-keyscan reaches it, and lists it by the name that is looked up."""
-        return not self.jumps and self.known_as == known_hosts.place(self.host, self.port)
 
-
-def resolve(name: str, spec: SshTarget, config_file: Path | None = None) -> Endpoint:
+def resolve(name: str, spec: SshTarget) -> Endpoint:
     """Raises Unreachable when ssh's configuration cannot be followed, LoginError when the named key is not there."""
-    said = DEFAULTS | _ask_ssh(name, spec, config_file)
+    said = DEFAULTS | ask(name, spec)
     one = {keyword: values[0] for keyword, values in said.items()}
-    if one.get("proxycommand", "none") != "none":
-        raise Unreachable(name, f"ssh's configuration reaches {spec.host} by a ProxyCommand", "use ProxyJump instead")
+    if one.get("proxyusefdpass") == "yes":
+        raise Unreachable(name, f"ssh's configuration says ProxyUseFdpass for {spec.host}", "use ProxyJump instead")
     host, port = one.get("hostname", spec.host), spec.port or int(one["port"])
     user = spec.user or one.get("user") or getpass.getuser()
-    tokens = {"%": "%", "d": str(Path.home()), "h": host, "n": spec.host, "p": str(port), "r": user}
-    jump = one.get("proxyjump", "none")
+    tokens = _tokens(spec.host, host, port, user)
+    keys = _paths([spec.key] if spec.key else said["identityfile"], tokens)
+    _check_key(name, spec)
+    standard = _paths(DEFAULTS["identityfile"], {})
+    jump, alias = one.get("proxyjump", "none"), one.get("hostkeyalias", "")
+    own = known_hosts.place(host, port)
     return Endpoint(
         host,
         port,
         user,
-        _keys(name, spec, _paths(said["identityfile"], tokens)),
-        _paths([spec.known_hosts] if spec.known_hosts else _known_hosts_of(one), tokens),
-        one.get("hostkeyalias") or known_hosts.place(host, port),
-        () if jump == "none" else tuple(jump.split(",")),
-        one.get("identitiesonly") == "yes",
+        tuple(path for path in keys if path.is_file()),
+        _files(spec.known_hosts or one["userknownhostsfile"], tokens),
+        (alias,) if alias else tuple(dict.fromkeys((own, host.lower()))),
+        global_known_hosts=() if spec.known_hosts else _files(one["globalknownhostsfile"], tokens),
+        missing_keys=tuple(path for path in keys if path not in standard and not path.is_file()),
+        only_keys=one.get("identitiesonly") == "yes",
+        certificates=_paths(said.get("certificatefile", []), tokens),
+        agent=_agent(one.get("identityagent", "SSH_AUTH_SOCK"), tokens),
+        jumps=() if jump == "none" else tuple(jump.split(",")),
+        proxy=_proxy(one.get("proxycommand", "none"), tokens),
+        family={"inet": socket.AF_INET, "inet6": socket.AF_INET6}.get(one.get("addressfamily", ""), socket.AF_UNSPEC),
+        bind=one.get("bindaddress", ""),
+        accept_new=one.get("stricthostkeychecking") == "accept-new",
+        hash_names=one.get("hashknownhosts") == "yes",
+        revoked=_files(one.get("revokedhostkeys", "none"), tokens),
+        host_keys=tuple(one["hostkeyalgorithms"].split(",")) if "hostkeyalgorithms" in one else (),
+        algorithms={ours: tuple(one[theirs].split(",")) for theirs, ours in ALGORITHMS.items() if theirs in one},
+        patience=_seconds(one.get("connecttimeout", "none")),
     )
 
 
-def jump_target(name: str, text: str) -> SshTarget:
-    """[user@]host[:port], as ProxyJump writes it."""
+def jump_target(name: str, text: str, spec: SshTarget) -> SshTarget:
+    """[user@]host[:port], as ProxyJump writes it; it is looked up in the same configuration as `spec`."""
     parts = _JUMP.fullmatch(text)
     if parts is None:
         raise Unreachable(name, f"ProxyJump {text} is not [user@]host[:port]")
     port = parts["port"]
-    return SshTarget(host=parts["v6"] or parts["host"], user=parts["user"], port=int(port) if port else None)
+    return SshTarget(
+        host=parts["v6"] or parts["host"], user=parts["user"], port=int(port) if port else None, config=spec.config
+    )
 
 
-def _ask_ssh(name: str, spec: SshTarget, config_file: Path | None) -> dict[str, list[str]]:
-    """Keyword -> values, as `ssh -G` prints them; nothing without an ssh binary."""
-    binary = shutil.which("ssh")
-    if binary is None:
-        return {}
-    options = {"-F": config_file, "-p": spec.port, "-l": spec.user}
-    given = [str(word) for option in options.items() if option[1] is not None for word in option]
-    try:
-        done = subprocess.run(
-            [binary, "-G", *given, "--", spec.host],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=10.0,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Unreachable(name, f"`ssh -G {spec.host}` did not end within 10 s", "look into ~/.ssh/config") from error
-    if done.returncode != 0:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise Unreachable(name, f"`ssh -G {spec.host}` failed: {said[0] if said else done.returncode}")
-    settings: dict[str, list[str]] = {}
-    for line in done.stdout.decode("utf-8", "replace").splitlines():
-        keyword, _, value = line.partition(" ")
-        settings.setdefault(keyword.lower(), []).append(value)
-    return settings
+def _check_key(name: str, spec: SshTarget) -> None:
+    if spec.key is not None and not Path(spec.key).expanduser().is_file():
+        hint = "`key` of the host's `ssh` in the inventory names it"
+        raise LoginError(name, f"the key file {Path(spec.key).expanduser()} is not there", hint)
 
 
-def _keys(name: str, spec: SshTarget, configured: tuple[Path, ...]) -> tuple[Path, ...]:
-    if spec.key is None:
-        return tuple(path for path in configured if path.is_file())
-    key = Path(spec.key).expanduser()
-    if not key.is_file():
-        raise LoginError(
-            name, f"the key file {key} is not there", "`key` of the host's `ssh` in the inventory names it"
-        )
-    return (key,)
+def _tokens(alias: str, host: str, port: int, user: str) -> dict[str, str]:
+    """What % and a letter stand for in file names and commands; see TOKENS in ssh_config(5)."""
+    here = socket.gethostname()
+    return {
+        "%": "%", "d": str(Path.home()), "h": host, "n": alias, "k": alias, "p": str(port), "r": user,
+        "u": getpass.getuser(), "i": str(os.getuid()), "l": here, "L": here.partition(".")[0],
+    }  # fmt: skip
 
 
-def _known_hosts_of(one: dict[str, str]) -> list[str]:
-    files = f"{one['userknownhostsfile']} {one['globalknownhostsfile']}".split()
-    return [file for file in files if file != "none"]
+def _expand(text: str, tokens: Mapping[str, str]) -> str:
+    return re.sub("%(.)", lambda token: tokens.get(token[1], token[0]), text)
 
 
-def _paths(texts: Iterable[str], tokens: dict[str, str]) -> tuple[Path, ...]:
-    whole = (re.sub("%(.)", lambda token: tokens.get(token[1], token[0]), text) for text in texts)
-    return tuple(Path(text).expanduser() for text in whole)
+def _paths(texts: Iterable[str], tokens: Mapping[str, str]) -> tuple[Path, ...]:
+    plain = (re.sub(r"\$\{(\w+)}", lambda name: os.environ.get(name[1], name[0]), text) for text in texts)
+    return tuple(Path(_expand(text.strip('"'), tokens)).expanduser() for text in plain)
+
+
+def _files(text: str, tokens: Mapping[str, str]) -> tuple[Path, ...]:
+    return () if text == "none" else _paths(_FILES.split(text), tokens)
+
+
+def _agent(text: str, tokens: Mapping[str, str]) -> str:
+    if text == "none":
+        return ""
+    if text == "SSH_AUTH_SOCK" or text.startswith("$"):
+        return os.environ.get(text.removeprefix("$"), "")
+    return str(_paths([text], tokens)[0])
+
+
+def _proxy(text: str, tokens: Mapping[str, str]) -> str:
+    return "" if text == "none" else _expand(text, tokens)
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text.isdigit() and int(text) > 0 else None

@@ -1,25 +1,33 @@
-"""Both ends of an SSH connection prove who they are: the host by its key, we by one of ours.
+"""Does the host prove who it is? By a key that known_hosts files list, or by a certificate of a believed authority.
 
-Strict: an unknown host key stops us with the command that accepts it, a changed or revoked one stops us.
-Must not know: how the connection was made, nor what it is for.
+Strict: an unknown key stops us with the command that accepts it, a changed or revoked one stops us whatever was asked.
+Must not know: how the connection was made, what it is for, who logs in.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import paramiko
 from cryptography.exceptions import UnsupportedAlgorithm
 from paramiko.pkey import UnknownKeyType
 
-from edgesplit.errors import HostKeyError, LoginError
-from edgesplit.hosts import known_hosts
-from edgesplit.hosts.known_hosts import Verdict
+from edgesplit.errors import HostKeyError
+from edgesplit.hosts import certificates, known_hosts
+from edgesplit.hosts.certificates import SUFFIX, Certificate
+from edgesplit.hosts.known_hosts import Entry, Marker, Verdict
 from edgesplit.hosts.ssh_target import Endpoint
+
+_KRL = b"SSHKRL\n\0"  # a binary list of revoked keys begins so
+_writing = threading.Lock()  # of a known_hosts file: many hosts may be met at once
 
 
 def lines(*files: Path) -> Iterator[str]:
@@ -29,71 +37,160 @@ def lines(*files: Path) -> Iterator[str]:
             yield from file.read_text("utf-8", "replace").splitlines()
 
 
-def check_key(name: str, end: Endpoint, known: tuple[known_hosts.Entry, ...], key: paramiko.PKey) -> None:
-    """Raises HostKeyError unless `known` says that this key is the host's."""
+def known(end: Endpoint) -> tuple[Entry, ...]:
+    files = (*end.known_hosts, *end.global_known_hosts)
+    return tuple(entry for file in files for entry in known_hosts.parse(lines(file), str(file)))
+
+
+def wanted(end: Endpoint, entries: tuple[Entry, ...], offered: tuple[str, ...]) -> tuple[str, ...]:
+    """The kinds of host key to ask for: first those by which we can tell the host.
+
+    `offered`: the plain kinds that can be verified at all, the best first.
+    """
+    kinds = [*(f"{kind}{SUFFIX}" for kind in offered), *offered]
+    allowed = [kind for kind in kinds if not end.host_keys or kind in end.host_keys]
+    has_authority = any(known_hosts.about(entries, end.names, Marker.AUTHORITY))
+    listed = {entry.kind for entry in known_hosts.about(entries, end.names)}
+
+    def rank(kind: str) -> int:
+        if kind.endswith(SUFFIX):
+            return 0 if has_authority else 3
+        return 1 if ("ssh-rsa" if kind.startswith("rsa-") else kind) in listed else 2
+
+    return tuple(sorted(allowed, key=rank))
+
+
+def check_key(name: str, end: Endpoint, entries: tuple[Entry, ...], key: paramiko.PKey, *, accept_new: bool) -> None:
+    """Raises HostKeyError unless `entries` say that this key is the host's, or it is new and may be accepted."""
     shown = f"{end.place} shows {key.get_name()} {key.fingerprint}"
-    file = shlex.quote(str(end.known_hosts[0])) if end.known_hosts else "~/.ssh/known_hosts"
-    accept = f"ssh-keyscan -p {end.port} {shlex.quote(end.host)} >> {file}"
-    if not end.scannable:
-        accept = f"reach it once by hand with ssh -o UserKnownHostsFile={file}, and answer yes"
-    match known_hosts.judge(known, end.known_as, key.asbytes()):
-        case Verdict.UNKNOWN:
-            hint = "compare the fingerprint with what ssh-keygen -lf says of the key in /etc/ssh there; if equal: "
-            raise HostKeyError(name, f"the host key is unknown: {shown}", hint + accept)
-        case Verdict.CHANGED:
-            hint = "somebody may stand in between. If the host was set up anew and the fingerprint is its own: "
-            forget = f"ssh-keygen -R {shlex.quote(end.known_as)} -f {file}; then {accept}"
-            raise HostKeyError(name, f"the host key has CHANGED: {shown}, but is known by another", hint + forget)
-        case Verdict.REVOKED:
-            raise HostKeyError(name, f"the host key is revoked: {shown}", f"an @revoked line in {file} says so")
+    certificate = _certificate(name, shown, key)
+    blobs = (key.asbytes(), certificate.authority) if certificate else (key.asbytes(),)
+    verdict = known_hosts.judge(entries, end.names, *blobs)
+    if verdict is Verdict.REVOKED:
+        where = _where(known_hosts.about(entries, end.names, Marker.REVOKED))
+        raise HostKeyError(name, f"the host key is revoked: {shown}", f"{where} says so; give the host a new key")
+    _check_revoked(name, end, key, shown)
+    believed = {entry.blob for entry in known_hosts.about(entries, end.names, Marker.AUTHORITY)}
+    if certificate and certificate.authority in believed:
+        _check_certificate(name, end, certificate, shown)
+    elif verdict is Verdict.UNKNOWN and accept_new:
+        _accept(name, end, key)
+    elif verdict is Verdict.UNKNOWN:
+        raise HostKeyError(name, f"the host key is unknown: {shown}{_but(certificate, believed)}", _how(end, key))
+    elif verdict is Verdict.CHANGED:
+        offending = list(known_hosts.about(entries, end.names[:1]))
+        raise HostKeyError(name, f"the host key has CHANGED: {shown}, but is known by another", _mend(end, offending))
 
 
-# --- logging in -------------------------------------------------------------------------------------------------------
-
-_UNUSABLE = (OSError, ValueError, TypeError, UnsupportedAlgorithm, paramiko.SSHException, UnknownKeyType)
+# --- new keys ---------------------------------------------------------------------------------------------------------
 
 
-def _candidates(end: Endpoint) -> Iterator[tuple[str, paramiko.PKey | None]]:
-    """What to call each key, and the key; None for a file that only the agent can use. The agent's own come last."""
-    for path in end.keys:
-        try:
-            yield str(path), paramiko.PKey.from_path(path)
-        except _UNUSABLE:
-            yield f"{path} (it cannot be read: if it has a passphrase, give it to the agent with ssh-add)", None
-    public = (path if path.suffix == ".pub" else path.with_name(f"{path.name}.pub") for path in end.keys)
-    named = {entry.blob for entry in known_hosts.parse(f"named {line}" for line in lines(*public))}
-    with closing(paramiko.Agent()) as agent:
-        for key in sorted(agent.get_keys(), key=lambda key: key.asbytes() not in named):
-            if key.asbytes() in named or not end.only_keys:
-                yield f"{key.fingerprint} of the agent", key
+def _line(end: Endpoint, key: paramiko.PKey) -> str:
+    salt = os.urandom(20) if end.hash_names else b""
+    return known_hosts.line(end.names[0], key.get_name(), key.asbytes(), salt=salt)
 
 
-def _offer(transport: paramiko.Transport, user: str, key: paramiko.PKey, limit: float) -> str:
-    """Log in with a key; "" when that went well, else what the server said."""
-    done = threading.Event()
-    transport.auth_publickey(user, key, done)
-    if not done.wait(limit):
-        raise TimeoutError
-    if transport.is_authenticated():
-        return ""
-    refusal = transport.get_exception()
-    if not transport.is_active():
-        return "and it hung up"
-    wanted = getattr(refusal, "allowed_types", [])
-    return f"it asks for {', '.join(wanted)}" if wanted else "refused"
+def _how(end: Endpoint, key: paramiko.PKey) -> str:
+    compare = "compare the fingerprint with what ssh-keygen -lf says of the key in /etc/ssh there; if equal: "
+    if not end.known_hosts:
+        return f"{compare}name a file for it (UserKnownHostsFile, or known_hosts in the inventory)"
+    file = end.known_hosts[0]
+    folder = "" if file.parent.is_dir() else f"mkdir -p {shlex.quote(str(file.parent))} && "
+    return f"{compare}{folder}echo {shlex.quote(_line(end, key))} >> {shlex.quote(str(file))}"
 
 
-def login(name: str, end: Endpoint, transport: paramiko.Transport, limit: float) -> None:
-    tried: list[str] = []
-    for label, key in _candidates(end):
-        said = ""
-        if key is not None and transport.is_active():
-            said = _offer(transport, end.user, key, limit)
-            if not said:
-                return
-        tried.append(f"{label}: {said}" if said else label)
-    raise LoginError(
-        name,
-        f"{end.place} does not let {end.user} in; keys tried: {'; '.join(tried) or 'none, there is none'}",
-        f"put your public key into the authorized_keys of {end.user} there, or name another by `key` in the inventory",
+def _mend(end: Endpoint, offending: list[Entry]) -> str:
+    forget = dict.fromkeys(entry.where.rpartition(":")[0] for entry in offending)
+    words = [f"ssh-keygen -R {shlex.quote(end.names[0])} -f {shlex.quote(file)}" for file in forget]
+    lines = f"remove {_where(iter(offending))} ({' ; '.join(words)})" if offending else "remove the key that is listed"
+    return (
+        "somebody may stand in between. Only if the host was set up anew and the fingerprint is its own: "
+        f"{lines}, and try again"
     )
+
+
+def _accept(name: str, end: Endpoint, key: paramiko.PKey) -> None:
+    if not end.known_hosts:
+        raise HostKeyError(name, f"no known_hosts file to remember {end.place} in", _how(end, key))
+    file = end.known_hosts[0]
+    try:
+        with _writing:
+            again = known_hosts.judge(known_hosts.parse(lines(file)), end.names, key.asbytes())
+            if again is Verdict.KNOWN:  # it was met twice at once, as a jump is
+                return
+            if again is Verdict.CHANGED:
+                raise HostKeyError(name, f"{end.place} shows two different keys at once", _mend(end, []))
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            whole = not file.is_file() or file.read_bytes()[-1:] in (b"\n", b"")
+            with file.open("a") as opened:
+                opened.write(("" if whole else "\n") + _line(end, key) + "\n")
+    except OSError as error:
+        raise HostKeyError(name, f"{file} cannot be written: {error.strerror}", _how(end, key)) from error
+
+
+def _where(entries: Iterator[Entry]) -> str:
+    return "line " + ", ".join(entry.where for entry in entries)
+
+
+def _but(certificate: Certificate | None, believed: set[bytes]) -> str:
+    if believed and certificate is None:
+        return "; a @cert-authority is known for it, but it shows no certificate"
+    return "; it shows a certificate, but of no @cert-authority that is known for it" if certificate else ""
+
+
+# --- certificates and lists of revoked keys ---------------------------------------------------------------------------
+
+
+def _certificate(name: str, shown: str, key: paramiko.PKey) -> Certificate | None:
+    blob = key.public_blob
+    try:
+        found = certificates.parse(blob.key_blob) if blob else None
+    except certificates.Damaged as error:
+        raise HostKeyError(name, f"the host certificate is damaged: {shown}: {error}") from error
+    if found and found.public != key.asbytes():
+        raise HostKeyError(name, f"the host certificate is damaged: {shown}, and certifies another key")
+    return found
+
+
+def _check_certificate(name: str, end: Endpoint, certificate: Certificate, shown: str) -> None:
+    """The authority is believed; is the certificate its own, and good for this host, now?"""
+    wrong = "its signature is not that of the authority"
+    if _signed(certificate):
+        wrong = certificates.problem(certificate, end.names[-1], time.time())
+    if wrong:
+        hint = "have the authority sign the host's key anew (ssh-keygen -h -s CA -I ID -n NAMES KEY.pub)"
+        raise HostKeyError(name, f"the host certificate does not hold: {wrong}; {shown}", hint)
+
+
+def _signed(certificate: Certificate) -> bool:
+    """SHA-1 is refused, as by OpenSSH: paramiko knows no such signature."""
+    kind = certificate.authority[4 : 4 + int.from_bytes(certificate.authority[:4], "big")].decode("ascii", "replace")
+    try:
+        authority = paramiko.PKey.from_type_string(kind, certificate.authority)
+        return bool(authority.verify_ssh_sig(certificate.signed, paramiko.Message(certificate.signature)))
+    except (ValueError, TypeError, UnsupportedAlgorithm, paramiko.SSHException, UnknownKeyType):
+        return False
+
+
+def _check_revoked(name: str, end: Endpoint, key: paramiko.PKey, shown: str) -> None:
+    """RevokedHostKeys: one that cannot be read revokes every key, as for OpenSSH."""
+    for file in end.revoked:
+        try:
+            listed = _in_list(file, key)
+        except OSError as error:
+            hint = "ssh's configuration names it as RevokedHostKeys"
+            raise HostKeyError(name, f"{file} cannot be read: {error.strerror}", hint) from error
+        if listed:
+            raise HostKeyError(name, f"the host key is revoked: {shown}", f"{file} says so; give the host a new key")
+
+
+def _in_list(file: Path, key: paramiko.PKey) -> bool:
+    data = file.read_bytes()
+    if not data.startswith(_KRL):
+        entries = known_hosts.parse(f"* {text}" for text in data.decode("utf-8", "replace").splitlines())
+        return any(entry.blob == key.asbytes() for entry in entries)
+    with tempfile.NamedTemporaryFile("w", suffix=".pub") as public:
+        public.write(f"{key.get_name()} {key.get_base64()}\n")
+        public.flush()
+        words = ["ssh-keygen", "-Q", "-f", str(file), public.name]
+        return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode != 0

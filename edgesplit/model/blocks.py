@@ -14,6 +14,7 @@ from edgesplit.values import Value
 
 EMBEDDING = "embedding"
 HEAD = "head"
+VISION = "vision"  # the embedding's other name, where a vision tower is in it
 COMMON = -1  # in place of a block number: weights that every stage holds
 _LAYERS = re.compile(r"^layers\.(\d+)(?:-(\d+))?$")
 
@@ -118,6 +119,7 @@ def _capped(tokens: int, most: int | None) -> int:
 class Chain(Value):
     """embedding, layers.0 .. layers.n-1, head.
 
+    `kind`: text models generate; so do vision models, whose tower is part of the embedding; encoders do not.
     `common_bytes`: small weights (norms, rotary tables) that every stage holds. The head of a model with tied
     embeddings weighs nothing: the entry host, which holds both, holds the matrix once.
     """
@@ -128,10 +130,9 @@ class Chain(Value):
     blocks: tuple[Block, ...]
     common_bytes: int
     max_context: int | None
+    kind: Literal["text", "vision", "encoder"] = "text"
     chunked: bool = True  # may a prompt come in pieces?
-    glued: tuple[
-        tuple[int, int], ...
-    ] = ()  # first and last block of runs that stay together: their layers share caches
+    glued: tuple[tuple[int, int], ...] = ()  # runs of blocks, first and last, that stay together: they share caches
     checkpoint: str  # digest of the config and of every file's header
 
     @property
@@ -144,7 +145,7 @@ class Chain(Value):
 
     def select(self, name: str) -> range:
         """Block numbers of a name or a range such as "layers.0-4". Raises ValueError saying what is legal."""
-        if name == EMBEDDING:
+        if name == EMBEDDING or (name == VISION and self.kind == "vision"):
             return range(1)
         if name == HEAD:
             return range(len(self.blocks) - 1, len(self.blocks))

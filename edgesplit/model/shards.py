@@ -8,6 +8,7 @@ Must not know: hosts, splits.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -146,11 +147,12 @@ class _Knife:
     def shard(self, place: int, tensors: tuple[TensorAt, ...]) -> Shard:
         name = _name(self.checkpoint, place)
         known = name if self.quantization is None else f"{name} {self.quantization}"
+        shard: Shard | None
         if self.quantization is None or name in self.hashes:
             shard = _virtual(name, tensors, self.hashes.get(name), self.progress)
-        elif (file := self._file(self.hashes.get(known, ""))).exists():
+        elif (shard := self._kept(name, self.hashes.get(known, ""))) is not None:
             self.progress(sum(tensor.size for tensor in tensors))
-            return _written(name, file)
+            return shard
         elif weights := self.source.order(place):
             shard = self._write(name, weights, tensors)
             name = known
@@ -159,6 +161,12 @@ class _Knife:
         self.hashes[name] = shard.sha256
         remember(self.cache, HashCache(stamp=self.stamp, hashes=self.hashes))  # so that a cut can be broken off
         return shard
+
+    def _kept(self, name: str, sha: str) -> Shard | None:
+        """What an earlier cut wrote, if it is there and whole."""
+        with contextlib.suppress(ModelError):
+            return _written(name, self._file(sha))
+        return None
 
     def _write(self, name: str, weights: Sequence[Weight], tensors: tuple[TensorAt, ...]) -> Shard:
         part = self._file(name).with_suffix(".part")
@@ -174,7 +182,8 @@ class _Knife:
                     file.write(piece)
                     hasher.update(piece)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
             hint = "quantised shards need about as much room as the model has at that precision"
             raise ModelError(f"{part} cannot be written: {error.strerror}", hint) from error
         return _written(name, part.replace(self._file(hasher.hexdigest())))

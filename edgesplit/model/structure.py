@@ -59,6 +59,7 @@ def analyse(
         blocks=weigh(found, weights),
         common_bytes=weights[COMMON],
         max_context=found.max_context,
+        kind=anatomy.kind,
         chunked=found.chunked,
         glued=found.glued,
         checkpoint=contents,
@@ -86,7 +87,8 @@ def _translated(folder: Path, act: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except AnatomyError as error:
-        raise ModelError(f"{folder} cannot be split: {error}", "a decoder-only language model is needed") from error
+        hint = "a language model, also one with a vision tower, or an encoder is needed"
+        raise ModelError(f"{folder} cannot be split: {error}", hint) from error
     except CodeError as error:
         raise ModelError(f"{folder}: {error}", "what it imports must be installed, here and on every host") from error
     except _FOREIGN as error:

@@ -13,6 +13,7 @@ from edgesplit.fleet import LinkProfile
 from edgesplit.model.blocks import EMBEDDING, HEAD
 from edgesplit.plan import Objective
 from edgesplit.revision.baseline import greedy, single_host
+from edgesplit.revision.blend import too_many
 from edgesplit.revision.cost import Costs, evaluate, service_notes, violations
 from edgesplit.revision.problem import TRUSTED, Problem
 from edgesplit.revision.program import optimise
@@ -194,11 +195,20 @@ def summarise(solution: Solution, problem: Problem) -> list[str]:
     ]
     said += _rule(costs, problem)
     if not solution.complete:
-        said.append(
-            "Over some links a relay beats the direct way; splits in which a host has two stretches of like layers "
-            "for that reason were not considered."
-        )
+        said.append(_left_out(problem))
     return said + [f"Service level missed: {note}." for note in service_notes(costs, problem)]
+
+
+def _left_out(problem: Problem) -> str:
+    if too_many(cut(problem, None, merge=True)):
+        return (
+            "The model has layers of several kinds in turn; splits whose boundaries are far from those that would be "
+            "best if its layers were alike were not considered."
+        )
+    return (
+        "Over some links a relay beats the direct way; splits in which a host has two stretches of like layers "
+        "for that reason were not considered."
+    )
 
 
 def _one_host(solution: Solution, problem: Problem) -> str:

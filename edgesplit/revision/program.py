@@ -42,6 +42,7 @@ OPTIONS = {
     "dual_feasibility_tolerance": TOLERANCE,
 }
 KIB = 1024
+GAIN = 1e-6  # share of Phi worth another look
 Expression = Any  # PuLP's; it is untyped here
 
 
@@ -103,13 +104,17 @@ def optimise(problem: Problem, fixed_boundaries: Split | None = None, merge: boo
 
 
 def _roughly(problem: Problem) -> Optimum | None:
-    """Layers of many kinds first as if alike, then exactly near the boundaries found."""
+    """Layers of many kinds first as if alike, then exactly near the boundaries found, while that makes it better."""
     alike = blended(problem)
     rough = _solve(alike, cut(alike, None, merge=True), complete=False)
-    if rough is None:
-        return None
-    close = near(problem, rough.placement)
-    return _solve(close, cut(close, None, merge=True), complete=False)
+    best: Optimum | None = None
+    while rough is not None:
+        close = near(problem, rough.placement)
+        rough = _solve(close, cut(close, None, merge=True), complete=False)
+        if best is not None and (rough is None or rough.objective >= best.objective * (1 - GAIN)):
+            break
+        best = rough
+    return best
 
 
 def _solve(problem: Problem, segments: list[Segment], complete: bool) -> Optimum | None:

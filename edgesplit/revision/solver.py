@@ -17,8 +17,9 @@ from edgesplit.values import Value
 class Solution(Value):
     """The best split. `bound`: no split considered has a smaller Phi; `gap` = (Phi - bound) / Phi.
 
-    `complete`: every split was considered. If not, layers were counted although some relay over a third host beats a
-    direct link, and the splits left out are those in which a host has two stretches of one run of identical layers.
+    `complete`: every split was considered. If not, either layers were counted although some relay over a third host
+    beats a direct link, and the splits left out are those in which a host has two stretches of one run of identical
+    layers; or the layers are of several kinds in turn, and those left out are far from the best one of like layers.
     """
 
     split: Split
@@ -33,7 +34,8 @@ def solve(problem: Problem, *, fixed_boundaries: Split | None = None, merge: boo
     """Raises InfeasibleError, from explain.why_infeasible.
 
     merge            runs of identical layers are counted, not named (re-split, eq. 7 and 9): seconds for a hundred
-                     layers on sixteen hosts. The privacy term stays exact, see program._exposure
+                     layers on sixteen hosts. The privacy term stays exact, see program._exposure. Many short runs are
+                     counted as if alike first, see blend
     merge=False      every block has its own x_ij (eq. 4): any chain, any links, but slow
     fixed_boundaries every stage of that split goes to a host as a whole (redistribute, eq. 8); stages that meet on
                      one host are one stage of the answer

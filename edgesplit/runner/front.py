@@ -78,11 +78,13 @@ class Front:
     def chat(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> tuple[list[int], Inputs]:
         """The prompt of a chat. Takes its time where there are images. Raises BadRequest."""
         try:
+            if self.blind:
+                raise ChatError(self.blind)
             if self.images is not None:
                 return self.images.read(messages, tools)
             return chat_ids(self.tokenizer, messages, tools), {}
         except ChatError as error:
-            raise BadRequest(f"{error}; {self.blind}" if self.blind else str(error), "messages") from error
+            raise BadRequest(str(error), "messages") from error
 
     def checked(self, ids: list[int], inputs: Inputs | None = None) -> tuple[int, ...]:
         """Raises BadRequest: an id without an embedding would break the ring. The ids that stand for images have
@@ -98,9 +100,9 @@ class Front:
 def _seeing(front: Front, folder: Path, config: Any) -> Front:
     try:
         return replace(front, images=Images.load(folder, config))
-    except ChatError as error:  # it answers without images then
-        log.warning("images cannot be read: %s", error)
-        return replace(front, blind=f"images cannot be read here: {error}")
+    except ChatError as error:  # completions need no processor
+        log.warning("chats cannot be read: %s", error)
+        return replace(front, blind=f"this entry cannot read chats with images, so it reads none: {error}")
 
 
 def _rules(folder: Path, end: int | None, vocabulary: int) -> tuple[Sampling, frozenset[int]]:

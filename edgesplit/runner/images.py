@@ -29,6 +29,7 @@ MAX_IMAGES = 16  # of one request
 MAX_PIXELS = 2**25  # of all images of one request, 100 MB once they are decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of the API this one is modelled on; every decoder more is one more to trust
 _NOT_INPUTS = {"input_ids", "attention_mask", "labels"}  # ids go their own way, and nothing is padded
+_EVERY_STEP = {"cross_attention_mask"}  # of models whose layers look at the image itself
 
 
 class ImageError(ChatError):
@@ -42,29 +43,30 @@ class Images:
     processor: Any
     inputs: frozenset[str]
     token: int | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)  # tokenizers do not share themselves between threads
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # tokenizers are of one thread; and images are large
 
     @classmethod
     def load(cls, folder: Path, config: PreTrainedConfig) -> Images:
         """From a folder with the checkpoint's side files. Raises ImageError."""
         if type(config) not in PROCESSOR_MAPPING:
             raise ImageError(f"transformers has no processor for {config.model_type}")
+        takes = frozenset(inspect.signature(model_class(config).forward).parameters)
+        if again := sorted(takes & _EVERY_STEP):
+            raise ImageError(f"{config.model_type} wants {again[0]} with every token, and gets it with the prompt only")
         kind = _without_videos(PROCESSOR_MAPPING[type(config)])
         try:
             processor = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (ImportError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise ImageError(f"{kind.__name__} cannot be used here: {' '.join(str(error).split())}") from error
-        takes = frozenset(inspect.signature(model_class(config).forward).parameters)
         return cls(processor, takes - _NOT_INPUTS, getattr(config, "image_token_id", None))
 
     def read(self, messages: list[Any], tools: list[Any] | None) -> tuple[list[int], dict[str, torch.Tensor]]:
         """The prompt's ids, and what belongs to its images, nothing without images. Raises ImageError."""
-        chat = list(_chat(messages))
-        some = any(part["type"] == "image" for message in chat for part in message["content"])
         template = self.processor.chat_template or self.processor.tokenizer.chat_template
         if not template:
             raise ImageError("this model has no chat template")
         with self._lock:
+            chat = list(_chat(messages))
             try:
                 read = self.processor.apply_chat_template(
                     chat, template, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=True,
@@ -72,6 +74,7 @@ class Images:
                 )  # fmt: skip
             except Exception as error:  # a template is a program of the checkpoint and may raise anything
                 raise ImageError(f"the chat template refuses these messages: {error}") from error
+        some = any(part["type"] == "image" for message in chat for part in message["content"])
         inputs = {name: value for name, value in read.items() if name in self.inputs} if some else {}
         if odd := [name for name, value in inputs.items() if not isinstance(value, torch.Tensor)]:
             raise ImageError(f"the images have no common {odd[0]}")

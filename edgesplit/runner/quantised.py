@@ -112,7 +112,6 @@ class Form:
         module._parameters.pop(self.matrix.name, None)
         module.register_buffer(self._codes, None, persistent=False)
         module.register_buffer(self._scales, None, persistent=False)
-        module._is_hf_initialized = True  # there is nothing for transformers to make up
 
     def held(self, module: nn.Module) -> Held | None:
         codes, scales = module._buffers[self._codes], module._buffers[self._scales]
@@ -152,6 +151,7 @@ class QuantisedLinear(nn.Module):
         self.out_features, self.in_features = form.matrix.shape
         self.form = form
         self.register_parameter("bias", bias)
+        self._is_hf_initialized = True  # there is nothing for transformers to make up
         form.reserve(self)
 
     @property
@@ -173,15 +173,29 @@ class QuantisedEmbedding(nn.Embedding):
     form: Form
 
     @property
-    def weight(self) -> torch.Tensor:
-        """Asked for its type alone."""
-        held = self.form.held(self)
-        return torch.empty(0, dtype=self.form.dtype, device=held[0].device if held else None)
+    def weight(self) -> Any:
+        return Rows(self.form, self.form.held(self))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        held = self.form.held(self)
-        assert held is not None  # noqa: S101 - filled before it runs
-        return (held[0][ids] * held[1][ids].float()[..., None]).to(self.form.dtype)
+        restored: torch.Tensor = self.weight[ids]
+        return restored
+
+
+class Rows:
+    """An embedding's weight as far as models look at it: its type and device, and single rows."""
+
+    _is_hf_initialized = True  # transformers makes up the rest of the module, but not this
+
+    def __init__(self, form: Form, held: Held | None) -> None:
+        self._held, self.dtype = held, form.dtype
+        self.device = held[0].device if held else torch.device("meta")
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """By numbers of rows, or these and columns."""
+        assert self._held is not None  # noqa: S101 - filled before it runs
+        codes, scales = self._held
+        row = index[0] if isinstance(index, tuple) else index
+        return (codes[index] * scales[row].float()[..., None]).to(self.dtype)
 
 
 def _run_experts(
@@ -296,6 +310,7 @@ def _exchanged(model: nn.Module, module: nn.Module, form: Form, forms: dict[str,
         return module
     if _is_experts(module):
         form.reserve(module)
+        module._is_hf_initialized = True
         module.forward = partial(_run_experts, module, forms=forms)
         return module
     made = QuantisedLinear(form, module._parameters.get("bias"))

@@ -206,7 +206,7 @@ class Stage:
         with torch.no_grad():
             for weight in model.parameters():
                 weight.uniform_(-0.02, 0.02) if weight.is_floating_point() else weight.zero_()
-        _renew_buffers(model, config, device)
+        _renew_buffers(model, wire, device)
         return cls(model.eval(), wire)
 
     def sequence(self) -> Sequence:
@@ -347,11 +347,11 @@ def examine_count(config: PreTrainedConfig) -> int:
     return int(config.get_text_config(decoder=True).num_hidden_layers)
 
 
-def _renew_buffers(model: PreTrainedModel, config: PreTrainedConfig, device: str) -> None:
+def _renew_buffers(model: PreTrainedModel, wire: Wire, device: str) -> None:
     """Tables computed at construction (rotary frequencies) are lost by `to_empty`; compute them again."""
-    for module in model.modules():
-        if hasattr(module, "inv_freq") and hasattr(module, "config"):
-            fresh = type(module)(config=copy.deepcopy(config)).to(device)
+    for path, module in model.named_modules():
+        if hasattr(module, "inv_freq") and hasattr(module, "config") and not path.startswith(wire.parts.front):
+            fresh = type(module)(config=copy.deepcopy(module.config)).to(device)
             module.load_state_dict(fresh.state_dict(), strict=False)
             for name, buffer in fresh.named_buffers(recurse=False):
                 setattr(module, name, buffer)

@@ -22,10 +22,11 @@ from transformers import PreTrainedConfig
 
 from edgesplit.runner.cache import CacheError, Exported
 from edgesplit.runner.cache import Sequence as Cached
+from edgesplit.runner.sealed import SealedCaches
 from edgesplit.runner.stage import Stage
 from families.configs import WINDOW
 from families.subject import Chain, Subject
-from families.upstream import LONG, MIDDLE, SHORT, STEPS, Answer, first_line, padded, prompt, uncached
+from families.upstream import LONG, MIDDLE, SHORT, STEPS, Answer, every_logit, first_line, padded, prompt
 
 CLOSE = 1e-4  # what rows of different lengths in one batch may differ by: other shapes, other order of summation
 SAMPLED = 4  # three-stage splits
@@ -80,7 +81,7 @@ def apart(left: torch.Tensor, right: torch.Tensor) -> float:
     if torch.equal(left, right):
         return 0.0
     difference = (left - right).abs().max().item()
-    return float("inf") if math.isnan(difference) else difference
+    return math.inf if math.isnan(difference) else difference
 
 
 # --- cuts ---
@@ -141,7 +142,7 @@ def all_logits(subject: Subject) -> Outcome:
     """The logits of every position of the prompt."""
     chain, ids = middle(subject), torch.tensor([prompt(LONG)])
     found = chain.forward([chain.sequence()], ids, all_logits=True)
-    return Outcome(apart(found, uncached(subject.whole, ids)))
+    return Outcome(apart(found, every_logit(subject.whole, ids, cached=True)))
 
 
 def pieces(subject: Subject) -> Outcome:
@@ -187,8 +188,15 @@ def padded_batch(subject: Subject) -> Outcome:
     if batch.difference == 0:
         return batch
     alone = _batch(subject, prompts, [subject.unsplit(ids) for ids in prompts], [0, 0, 0])
-    note = "as each row alone; in the unsplit model's batch the padding disturbs the rows"
-    return dataclasses.replace(alone, note=note) if alone.difference == 0 else batch
+    if alone.difference != 0:
+        return batch
+    own = max(
+        apart(subject.unsplit(*prompts).logits[step][row], subject.unsplit(ids).logits[step][0])
+        for step in (0, 1)
+        for row, ids in enumerate(prompts)
+    )
+    note = "" if own < CLOSE else "; in the unsplit model's batch the padding disturbs the rows"
+    return Outcome(0.0, f"each row alone{note}")
 
 
 def _batch(subject: Subject, prompts: list[list[int]], answers: list[Answer], rows: list[int]) -> Outcome:
@@ -293,17 +301,25 @@ def _cached(subject: Subject, tokens: int) -> list[str]:
 
 
 def held(stage: Stage, sequence: Cached) -> dict[str, int]:
-    """Bytes of a sequence's cache by block."""
+    """Bytes of a sequence's cache by block, or by "" where the cache does not tell layers apart."""
+    rows = sequence.rows
+    assert rows is not None
+    if isinstance(stage.caches, SealedCaches):
+        return {"": _bytes(rows.cache)}
     found: Counter[str] = Counter()
-    try:
-        for name, tensor in stage.caches.export(sequence).tensors.items():
-            layer = re.search(r"(?:^|\.)(\d+)[./]", name)
-            assert layer is not None, name
-            found[f"layers.{layer[1]}"] += tensor.nbytes
-    except CacheError:
-        assert sequence.rows is not None
-        found[""] += sum(tensor.nbytes for tensor in _tensors(sequence.rows.cache) if tensor.dim())
+    entries = rows.cache.layers
+    for number, entry in enumerate(entries):  # a layer of some families has several
+        found[f"layers.{number * stage.range.layers // len(entries)}"] += _bytes(entry)
+    for path, value in rows.kept.items():
+        if layer := re.search(r"\.(\d+)\.", path):
+            found[f"layers.{layer[1]}"] += _bytes(value)
     return found
+
+
+def _bytes(value: Any) -> int:
+    """Of the tensors in it, each counted once; a single number is none."""
+    tensors = {(each.data_ptr(), each.shape): each.nbytes for each in _tensors(value) if each.numel() > 1}
+    return sum(tensors.values())
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -361,4 +377,4 @@ def run(subject: Subject) -> dict[str, Outcome]:
 def told(error: BaseException) -> str:
     """What was raised, and where."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {first_line(error)[:200]} ({Path(place.filename).name}:{place.lineno})"
+    return f"{type(error).__name__}: {first_line(error)} ({Path(place.filename).name}:{place.lineno})"

@@ -1,4 +1,3 @@
-# ruff: noqa: E501, ISC004 - tables of patterns are read best unbroken
 """Every causal language model transformers knows, as a tiny config: shrunk by the names of the config's own fields.
 
 A new family needs nothing here while its fields have known names; what it needs beyond them is a line of OVERRIDES.
@@ -26,21 +25,22 @@ RULES: tuple[tuple[str, int], ...] = (
     (r"pad_token_id", PAD),
     (r"bos_token_id|decoder_start_token_id", BOS),
     (r"(forced_)?eos_token_id", EOS),
-    (r"((num_)?hidden|num|n|(num_)?(en|de)coder|num_hidden)_layers?|num_blocks|depth", LAYERS),
-    (r"(task_)?type_vocab_size|first_k_dense_replace|num_dense_layers|moe_layer_start_index|mamba_n(_)?groups", 1),
+    (r"((num_)?hidden|num|n|(num_)?(en|de)coder)_layers?|num_blocks|depth", LAYERS),
+    (r"(task_)?type_vocab_size|first_k_dense_replace|num_dense_layers|moe_layer_start_index|mamba_n_?groups", 1),
     (r"moe_layer_end_index", LAYERS - 1),
     (r"max_window_layers|n_groups|num_mem_blocks|n_layers_per_attn_res_block|H_cycles|L_cycles", 2),
     (r"(.*_)?vocab_size(_per_layer_input)?|.*_vocab", VOCABULARY),
-    (r"hidden_size_per_layer_input|router_hidden_size|ssm_state_size|state_size|mamba_d_state|time_step_rank", 8),
-    (r"(backbone_|attention_)?hidden_size|n_embd|d_model|(word_)?embed(ding)?_(dim|proj_dim|size)|emb_dim|lru_width"
-     r"|(in|out)put_embedding_size|(adapter|projector)_(in|out)(put)?_(dim|size)|out_hidden_size|vision_output_dim|output_proj_dims", 32),
+    (r"hidden_size_per_layer_input|router_hidden_size|(ssm_)?state_size|mamba_d_state|time_step_rank", 8),
+    (r"(backbone_|attention_|out_)?hidden_size|n_embd|d_model|emb_dim|lru_width", 32),
+    (r"(word_)?embed(ding)?_(dim|proj_dim|size)|(in|out)put_embedding_size", 32),
+    (r"(adapter|projector)_(in|out)(put)?_(dim|size)|vision_output_dim|output_proj_dims", 32),
     (r".*shared.*intermediate_size|moe_intermediate_size|expert_ffn_hidden_size", 16),
-    (r"(.*_)?intermediate_size(_mlp)?|(encoder_|decoder_)?ffn_dim|dff|dim_ff|ffn_hidden_size|feed_forward_size|d_inner"
-     r"|n_inner", 48),
+    (r"(.*_)?intermediate_size(_mlp)?|((en|de)coder_)?ffn_dim|dff|dim_ff", 48),
+    (r"ffn_hidden_size|feed_forward_size|d_inner|n_inner", 48),
     (r"mamba_n(um)?_heads|n_mamba_heads|index_n_heads", 8),  # so many that no two keys score the same zero
     (r"(.*_)?(num_key_value|num_kv|indexer_kv)_heads|linear_num_key_heads", 2),
-    (r"(.*_)?(num|n)_attention_heads|n_heads?|(linear_)?num(_value)?_heads|((en|de)coder_)?attention_heads"
-     r"|num_(en|de)coder_attention_heads", 4),
+    (r"(.*_)?(num|n)_attention_heads|n_heads?|(linear_)?num(_value)?_heads", 4),
+    (r"(num_)?((en|de)coder_)?attention_heads", 4),
     (r"(.*_)?head_dim|d_head|dim_head|kv_channels|.*_head_size|d_rel|mamba_d_head|rotary_dim", 8),
     (r"(.*_)?lora_rank|.*_rank|hc_lowrank", 16),
     (r"(n_routed_|num_local_|num_|moe_num_)experts|zero_expert_num", 4),
@@ -48,9 +48,9 @@ RULES: tuple[tuple[str, int], ...] = (
     (r"(n_|num_|moe_num_)shared_experts", 1),
     (r"(.*_)?(sliding_window(_size)?|window_size|attention_chunk_size|local_attention)", WINDOW),
     (r"(mamba_)?chunk_size|index_topk|block_size|index_block_size|index_topk_blocks", 4),
-    (r"max_(position_embeddings|seq_len|source_positions|target_positions)|n_positions|n_ctx|context_length"
-     r"|original_max_position_embeddings|rel_extent", 128),
-)  # fmt: skip
+    (r"max_(position_embeddings|seq_len|source_positions|target_positions)|n_positions|n_ctx", 128),
+    (r"context_length|original_max_position_embeddings|rel_extent", 128),
+)
 _RULES = [(re.compile(pattern), value) for pattern, value in RULES]
 
 _SWA = ["sliding_attention", "full_attention"]
@@ -65,11 +65,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "mllama_text_model": {"cross_attention_layers": [1]},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "topk_method": "group_limited_greedy"},
+    "deepseek_v4": {
+        "head_dim": 16,
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+    },
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "dots3_note_text": {
-        f"swa_{name}": 8 if "dim" in name else 4 for name in ("num_attention_heads", "num_key_value_heads")
-    }
-    | {
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
         "swa_q_lora_rank": 16,
         "swa_kv_lora_rank": 16,
         "swa_head_dim": 16,
@@ -88,10 +91,21 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 0},
+    "laguna": {"layer_types": _SWA * 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8},
+    "mellum": {"layer_types": _SWA * 2, "mlp_layer_types": ["dense", "sparse"] * 2},
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+        "mlp_layer_types": ["dense", *["sparse"] * 3],
+        "index_n_heads": 4,
+    },
     "ministral": {"head_dim": 8, "layer_types": _SWA * 2},
+    "ministral3": {"sliding_window": WINDOW},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
+    "phi3": {"sliding_window": WINDOW},
+    "phimoe": {"sliding_window": WINDOW},
     "qwen4_exp_text": {
         "eos_token_id": EOS,
         "indexer_n_heads": 8,
@@ -106,11 +120,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "make_ngram_vocab_size_divisible_by": 4,
     },
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16]},
+    "starcoder2": {"sliding_window": WINDOW},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},  # its state is made for multiples of 64
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
-    "zaya": {"num_experts_per_tok": 1},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 3, "num_hidden_layers": 6},  # the third shares
+    "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid", "hybrid_sliding"] * 2, "sliding_window": WINDOW},
 }
 
 
@@ -143,7 +158,11 @@ def _shrunk(kind: type[PreTrainedConfig], extra: Mapping[str, Any]) -> PreTraine
         values["is_decoder"] = True
     if "use_sliding_window" in names:
         values |= {"use_sliding_window": True, "sliding_window": WINDOW}
-    return _with_every_kind(kind, {**values, **overrides})
+    config = kind(**{**values, **overrides})
+    usual = _usual(kind)
+    if usual is None or not overrides.keys().isdisjoint(_lists(usual)):
+        return config
+    return _with_every_kind(kind, config, usual, {**values, **overrides})
 
 
 def _part(kind: type[PreTrainedConfig], name: str, overrides: Mapping[str, Any]) -> PreTrainedConfig | None:
@@ -164,11 +183,10 @@ def _usual(kind: type[PreTrainedConfig]) -> PreTrainedConfig | None:
         return None
 
 
-def _with_every_kind(kind: type[PreTrainedConfig], values: dict[str, Any]) -> PreTrainedConfig:
+def _with_every_kind(
+    kind: type[PreTrainedConfig], config: PreTrainedConfig, usual: PreTrainedConfig, values: dict[str, Any]
+) -> PreTrainedConfig:
     """The config of these values; its layers a choice of the usual ones, so that none of their kinds is missing."""
-    config, usual = kind(**values), _usual(kind)
-    if usual is None:
-        return config
     wanted, found = _kinds(usual), _kinds(config)
     if set(wanted) <= set(found):
         return config

@@ -43,9 +43,8 @@ def main() -> int:
             results.append(result)
             progress.update(task, advance=1, description=result.family)
             if not passed(result):
-                progress.console.print(
-                    f"{result.family}: {verdict(result)}", highlight=False, markup=False, soft_wrap=True
-                )
+                line = f"{result.family}: {verdict(result)}"
+                progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
     results.sort(key=lambda result: result.family)
     if chosen.family:
         Console().print(_table(results))

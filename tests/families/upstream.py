@@ -53,7 +53,8 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What it says, on one line, without the page that may follow."""
+    return " ".join(str(error).split("\n\n")[0].split())[:200] or type(error).__name__
 
 
 # --- making ---
@@ -71,13 +72,21 @@ _KINDS = {
 
 def layers(model: PreTrainedModel) -> str:
     """How many of which kind, by what they keep; what else is special."""
-    entries = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-    kinds = Counter(_KINDS.get(type(entry).__name__, type(entry).__name__) for entry in entries)
-    words = [f"{count} {kind}" for kind, count in kinds.items()]
+    text = model.config.get_text_config(decoder=True)
+    cache = _generate(model, [prompt(SHORT)]).past_key_values or DynamicCache(config=text)
+    entries = getattr(cache, "layers", None) or ["a state"] * text.num_hidden_layers
+    words = [f"{count} {kind}" for kind, count in Counter(map(_kind, entries)).items()]
     words += ["experts"] * any("expert" in name for name, _ in model.named_parameters())
     head = model.get_output_embeddings()
     words += ["tied head"] * (head is not None and head.weight is model.get_input_embeddings().weight)
     return ", ".join(words)
+
+
+def _kind(entry: Any) -> str:
+    if isinstance(entry, str):
+        return entry
+    own = getattr(entry, "_layer_type", None) or type(entry).__name__
+    return _KINDS.get(type(entry).__name__, own.removesuffix("_attention").replace("_", " "))
 
 
 def save(family: str, folder: Path) -> None:
@@ -135,11 +144,17 @@ def aligned(model: PreTrainedModel) -> PreTrainedModel:
 # --- answering ---
 
 
-@torch.no_grad()
 def answer(model: PreTrainedModel, prompts: Sequence[Sequence[int]], **how: Any) -> Answer:
     """What the unsplit model generates, greedily, for a batch of prompts padded on the left."""
+    found = _generate(model, prompts, **how)
+    tokens = found.sequences[:, -STEPS:].tolist()
+    return Answer(tuple(found.logits), tuple(map(tuple, tokens)))
+
+
+@torch.no_grad()
+def _generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], **how: Any) -> Any:
     ids, mask = padded(prompts)
-    found = model.generate(
+    return model.generate(
         ids,
         attention_mask=mask,
         max_new_tokens=STEPS,
@@ -150,8 +165,6 @@ def answer(model: PreTrainedModel, prompts: Sequence[Sequence[int]], **how: Any)
         return_dict_in_generate=True,
         **how,
     )
-    tokens = found.sequences[:, ids.shape[1] :].tolist()
-    return Answer(tuple(found.logits), tuple(map(tuple, tokens)))
 
 
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,14 +189,14 @@ def check(model: PreTrainedModel) -> str:
     if {*widths[1:]} != {1}:
         raise Upstream("no cache that suffices: `generate` feeds it the whole text at every step")
     text = torch.tensor([[*prompt(LONG), *found.tokens[0][:-1]]])
-    apart = (torch.cat(found.logits) - uncached(model, text)[0, LONG - 1 :]).abs().max().item()
+    apart = (torch.cat(found.logits) - every_logit(model, text, cached=False)[0, LONG - 1 :]).abs().max().item()
     return "" if apart < SAME else "its own cached answer is not its uncached one"
 
 
 @torch.no_grad()
-def uncached(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+def every_logit(model: PreTrainedModel, ids: torch.Tensor, cached: bool) -> torch.Tensor:
     """The logits of every position."""
-    given: dict[str, Any] = {"use_cache": False}
+    given: dict[str, Any] = {"use_cache": cached}
     if "position_ids" in inspect.signature(model.forward).parameters:  # as generate does
         given["position_ids"] = torch.arange(ids.shape[1])[None]
     return model(ids, **given).logits

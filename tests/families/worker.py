@@ -50,10 +50,6 @@ class Result:
 
 def examine(family: str) -> Result:
     """Every check of a family, in this process."""
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.simplefilter("ignore")
     result = Result(family, configs.class_name(family))
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -101,6 +97,10 @@ class Worker:
 
 
 def _examine(family: str, result: Connection) -> None:
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
     with contextlib.redirect_stdout(io.StringIO()):  # some families print
         found = examine(family)
     result.send(found)

@@ -38,6 +38,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
+from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.runner.anatomy import AnatomyError, examine, model_class, skeleton
 from edgesplit.runner.stage import Hidden, Prompt, Stage
 
@@ -56,7 +57,12 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "distilbert": DistilBertConfig(vocab_size=300, dim=32, n_layers=LAYERS, n_heads=4, hidden_dim=48),
     "mpnet": MPNetConfig(**TEXT),
     "electra": ElectraConfig(**TEXT, embedding_size=16),
-    "deberta": DebertaV2Config(**TEXT, relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"]),
+    "deberta": DebertaV2Config(
+        **{**TEXT, "max_position_embeddings": 512},
+        relative_attention=True,
+        position_buckets=8,
+        pos_att_type=["p2c", "c2p"],
+    ),
     "nomic_bert": NomicBertConfig(**TEXT),
     "eurobert": EuroBertConfig(**TEXT),
     "a decoder without its head": LlamaConfig(**TEXT, num_key_value_heads=2),
@@ -182,6 +188,25 @@ def test_of_a_masked_language_model_the_encoder_is_taken(name: str, tmp_path: Pa
     for prompt in subject.prompts():
         loaded: Callable[[int, int], Stage] = lambda first, last: Stage.load(tmp_path, first, last, "float32")  # noqa: E731
         assert torch.equal(run(loaded, (1,), prompt), subject.answer(prompt))
+
+
+# --- on the controller ---
+
+
+def test_an_encoders_chain(subject: Subject, load: Callable[[int, int], Stage]) -> None:
+    """Every weight but a pooler's is in it, and it keeps nothing between forwards."""
+    if subject.seeing:
+        return
+    chain = open_checkpoint(subject.folder, "encoder", "float32").chain
+    held = [weight for number in range(LAYERS + 2) for weight in load(number, number).model.parameters()]
+    common = list(load(LAYERS + 1, LAYERS + 1).model.parameters())
+    assert (chain.kind, chain.layers) == ("encoder", LAYERS)
+    assert chain.common_bytes == 4 * sum(weight.numel() for weight in common)
+    spread = chain.common_bytes * (LAYERS + 1)
+    assert chain.weight_bytes == 4 * sum(weight.numel() for weight in held) - spread
+    assert not any(block.kv_bytes_per_token or block.state_bytes for block in chain.blocks)
+    assert all(block.flops_per_token > 0 for block in chain.blocks[1:-1])
+    assert [block.output_bytes_per_token for block in chain.blocks[:-1]] == [4 * 32] * (LAYERS + 1)
 
 
 # --- which class a config means ---

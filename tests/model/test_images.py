@@ -18,14 +18,17 @@ from conftest import LOCALHOST
 from links import eventually, no_thread_left
 from PIL import Image
 from rings import Rig, ship
-from transformers import AutoProcessor
+from transformers import AutoProcessor, LlavaProcessor, MllamaConfig
 from visions import IMAGE, SPEAKING, Case, data_url, message, png, save_speaking
 
 from edgesplit.runner import images as images_module
 from edgesplit.runner.anatomy import read_config
+from edgesplit.runner.front import Front
 from edgesplit.runner.images import MAX_IMAGES, ImageError, Images
+from edgesplit.runner.manifest import Service
 from edgesplit.runner.ring import Ring
 from edgesplit.runner.stage import Stage
+from edgesplit.runner.wishes import BadRequest
 
 TWO = ("desk", "desk", "shelf", "shelf", "desk")
 OTHER = ("desk", "shelf", "shelf", "desk", "desk")
@@ -173,6 +176,22 @@ def test_a_checkpoint_without_a_processor_says_so(llava: Case, tmp_path: Path) -
         Images.load(tmp_path, read_config(str(tmp_path)))
 
 
+def test_models_that_want_more_than_a_prompt_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="mllama wants cross_attention_mask with every token"):
+        Images.load(tmp_path, MllamaConfig(architectures=["MllamaForConditionalGeneration"]))
+
+
+def test_where_images_cannot_be_read_no_chat_is(llava: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: Any, **__: Any) -> Any:
+        raise ImportError("LlavaProcessor requires the PIL library")
+
+    monkeypatch.setattr(LlavaProcessor, "from_pretrained", without)
+    front = Front.load(Service(LOCALHOST, 1, "tiny", 1, 256, 8), llava.folder)
+    with pytest.raises(BadRequest, match="LlavaProcessor cannot be used here: LlavaProcessor requires the PIL library"):
+        front.chat([{"role": "user", "content": "hi"}], None)
+    assert front.checked(front.encoded("hi"))
+
+
 # --- in the ring ---
 
 
@@ -280,7 +299,6 @@ def test_no_pixel_leaves_the_entry(rig: Rig, monkeypatch: pytest.MonkeyPatch) ->
     assert not any("pixel" in name or "ids" in name.replace("position_ids", "") for names in sent for name in names)
 
 
-@pytest.mark.usefixtures("case")
 def test_the_tower_travels_to_the_first_stage_alone(rig: Rig) -> None:
     first, middle = rig.cores["desk"]._rings[1].stages[0], rig.cores["shelf"]._rings[1].stages[1]
     front = first._wire.parts.front

@@ -13,9 +13,13 @@ import torch
 from transformers import DynamicCache
 from visions import FAMILIES, IMAGE, LAYERS, Case, save
 
+from edgesplit.model.checkpoint import open_checkpoint
+from edgesplit.runner.anatomy import read_config
 from edgesplit.runner.cache import Exported
+from edgesplit.runner.ring import _from_wire, _to_wire
 from edgesplit.runner.stage import Hidden, Prompt, Stage
 from edgesplit.runner.told import ToldError, gather, restore
+from edgesplit.runner.wire import Tensor
 
 CUTS = [(), (0,), (1,), (2,), (3,), (0, 2), (1, 3), (0, 1, 2, 3)]  # last block of every stage but the last
 STEPS = 4
@@ -198,6 +202,38 @@ def test_an_image_too_many_is_an_error_that_leaves_the_stage_whole(case: Case, l
     assert same(answer, Whole(case, case.prompt))
 
 
+def test_made_up_weights_take_the_same_way(case: Case) -> None:
+    config = read_config(str(case.folder))
+    middle = Stage.random(config, 1, 2, "float32")
+    hidden = middle.forward(middle.sequence(), Hidden((torch.randn(1, 5, 32),)))
+    assert hidden.tensors[0].isfinite().all()
+    last = Stage.random(config, LAYERS + 1, LAYERS + 1, "float32")
+    assert last.forward(last.sequence(), hidden).shape == (1, 1, 300)
+
+
+# --- on the controller ---
+
+
+def test_the_tower_weighs_in_the_first_block(case: Case, load: Load) -> None:
+    chain = open_checkpoint(case.folder, "seeing", "float32").chain
+    inner, layers = load(0, 1)._wire.parts.inner, load(0, 1)._wire.parts.layers
+    sizes = {name: 4 * weight.numel() for name, weight in case.whole.named_parameters()}
+    text = [size for name, size in sizes.items() if name.startswith((f"{inner}.", "lm_head."))]
+    deep = [size for name, size in sizes.items() if name.startswith(f"{layers}.")]
+    vectors = chain.common_bytes  # the norm, and what some put behind each row of an image
+    table = 4 * case.whole.get_input_embeddings().weight.numel()
+    assert (chain.kind, chain.select("vision"), chain.layers) == ("vision", range(1), LAYERS)
+    assert chain.weight_bytes == sum(sizes.values())
+    assert sum(block.weight_bytes for block in chain.blocks[1:-1]) == sum(deep)
+    assert chain.blocks[0].weight_bytes == sum(sizes.values()) - sum(text) + table - (vectors - 128)
+    assert all(block.kv_bytes_per_token == 4 * 2 * 2 * (sizes_of_heads(case)) for block in chain.blocks[1:-1])
+
+
+def sizes_of_heads(case: Case) -> int:
+    text = case.whole.config.get_text_config()
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
 # --- what layers are told ---
 
 
@@ -221,6 +257,12 @@ def test_what_is_told_arrives_as_it_was() -> None:
 def test_what_nobody_may_tell_is_refused(names: list[str]) -> None:
     with pytest.raises(ToldError, match="cannot be told"):
         restore(dict.fromkeys(names, torch.ones(1)))
+
+
+def test_truth_values_cross_the_wire_whatever_a_byte_claims() -> None:
+    mask = torch.tensor([[True, False, True]])
+    assert torch.equal(_from_wire(_to_wire(mask)), mask)
+    assert _from_wire(Tensor("bool", (3,), bytearray([0, 1, 7]))).tolist() == [False, True, True]
 
 
 def test_what_rows_were_told_is_told_them_again() -> None:

@@ -39,12 +39,13 @@ VALUES = {"inventory", "plan"}  # they can read their file too, but pure modules
 
 # Which folders a folder may import; "" are the modules beside the folders.
 MAY_IMPORT = {
-    "cli": {"", "orchestrator", "profiling", "revision", "broadcast", "hosts", "model"},
+    "cli": {"", "orchestrator", "profiling", "revision", "broadcast", "hosts", "model", "lab"},
     "orchestrator": {"", "profiling", "revision", "broadcast", "hosts", "model"},
     "profiling": {"", "broadcast", "hosts", "model"},
     "revision": {"", "model"},
     "broadcast": {"", "hosts", "model", "runner"},
     "hosts": {""},
+    "lab": {""},
     "model": {"", "runner"},
     "runner": set[str](),
     "": set[str](),

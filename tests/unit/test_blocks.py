@@ -90,3 +90,10 @@ def test_names_lead_back_to_their_blocks(drawn: tuple[int, set[int]]) -> None:
     words = name_blocks(numbers, layers + 2)
     selected = [block for word in words.split(", ") if word for block in chain(layers).select(word)]
     assert selected == sorted(numbers)
+
+
+def test_the_tower_is_in_the_embedding() -> None:
+    seeing = chain(4).model_copy(update={"kind": "vision"})
+    assert seeing.select("vision") == seeing.select("embedding") == range(1)
+    with pytest.raises(ValueError, match="no block 'vision'"):
+        chain(4).select("vision")

@@ -37,7 +37,7 @@ from edgesplit.hosts.ssh import PACKET, SESSIONS, SshHost, _packets
 from edgesplit.inventory import Inventory, SshTarget
 
 MB = 1_000_000
-NO_CONFIG = Path(os.devnull)  # in place of the ~/.ssh/config of whoever runs the tests
+NO_CONFIG = os.devnull  # in place of the ~/.ssh/config of whoever runs the tests
 BODY = os.urandom(MB)
 Serve = Callable[[Callable[[socket.socket], None]], int]
 
@@ -51,7 +51,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     if request.param == "local":
         yield LocalHost("pi")
     else:
-        with closing(SshHost("pi", request.getfixturevalue("sshd")().target(), NO_CONFIG)) as host:
+        with closing(SshHost("pi", request.getfixturevalue("sshd")().target())) as host:
             yield host
 
 
@@ -229,8 +229,8 @@ def test_packets_are_full() -> None:
 # --- what can be wrong with SSH ---------------------------------------------------------------------------------------
 
 
-def hear(sshd: Sshd, config_file: Path = NO_CONFIG, **changes: object) -> str:
-    with closing(SshHost("pi", sshd.target(**changes), config_file, connect_timeout=5.0)) as host:
+def hear(sshd: Sshd, config: object = NO_CONFIG, **changes: object) -> str:
+    with closing(SshHost("pi", sshd.target(config=str(config), **changes), 5.0)) as host:
         return host.run(sh("echo heard"))
 
 
@@ -245,9 +245,9 @@ def test_an_unknown_host_key_comes_with_the_command_that_accepts_it(sshd: SshdFa
     assert f"pi: the host key is unknown: {LOCALHOST} port {server.port} shows ssh-ed25519 {fingerprint}" in str(
         failure.value
     )
-    scan = f"ssh-keyscan -p {server.port} {LOCALHOST} >> {server.known_hosts}"
-    assert failure.value.hint.endswith(scan)
-    subprocess.run(scan, shell=True, check=True, capture_output=True)  # noqa: S602 - the hint is a shell line
+    _, _, accept = failure.value.hint.partition("; if equal: ")
+    subprocess.run(accept, shell=True, check=True, capture_output=True)  # noqa: S602 - the hint is a shell line
+    assert server.known_hosts.read_text() == server.host_line
     assert hear(server) == "heard\n"
 
 
@@ -300,8 +300,8 @@ def test_a_server_without_our_favourite_cipher(sshd: SshdFactory) -> None:
 
 @pytest.mark.ssh
 def test_a_refused_login(sshd: SshdFactory) -> None:
-    server, stranger = sshd(), sshd.keys.pair("stranger")
-    with pytest.raises(LoginError, match=f"does not let {server.user} in; keys tried: {stranger}: refused") as failure:
+    server, stranger = sshd(KbdInteractiveAuthentication="no"), sshd.keys.pair("stranger")
+    with pytest.raises(LoginError, match=f"in; it takes publickey; keys tried: {stranger}: refused") as failure:
         hear(server, key=str(stranger))
     assert "authorized_keys" in failure.value.hint
     with pytest.raises(LoginError, match=r"it asks for (password|keyboard-interactive)"):
@@ -321,9 +321,13 @@ def test_a_key_with_a_passphrase_needs_the_agent(
     locked = sshd.keys.pair("locked", passphrase="secret")
     server = sshd()
     (server.home / "authorized_keys").write_bytes(locked.with_suffix(".pub").read_bytes())
-    with pytest.raises(LoginError, match="ssh-add"):
+    with pytest.raises(LoginError, match=f"{locked}: it has a passphrase, and no agent is reached") as failure:
         hear(server, key=str(locked))
+    assert failure.value.hint == f'eval "$(ssh-agent)" && ssh-add {locked}'
     with ssh_agent(tmp_path, monkeypatch):
+        with pytest.raises(LoginError, match="it has a passphrase, and the agent does not hold it") as failure:
+            hear(server, key=str(locked))
+        assert failure.value.hint == f"ssh-add {locked}"
         (tmp_path / "ask").write_text("#!/bin/sh\necho secret\n")
         (tmp_path / "ask").chmod(0o700)
         monkeypatch.setenv("SSH_ASKPASS", str(tmp_path / "ask"))
@@ -337,17 +341,19 @@ def test_a_key_with_a_passphrase_needs_the_agent(
 def ssh_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     path = tmp_path / "agent"
     with subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL) as agent:
-        while not path.exists():
-            time.sleep(0.01)
-        monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
-        yield
-        agent.terminate()
+        try:
+            while not path.exists():
+                time.sleep(0.01)
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(path))
+            yield
+        finally:
+            agent.terminate()
 
 
 def test_a_refused_connection() -> None:
     port = free_port()
     with (
-        closing(SshHost("pi", SshTarget(host=LOCALHOST, port=port), NO_CONFIG)) as host,
+        closing(SshHost("pi", SshTarget(host=LOCALHOST, port=port, config=NO_CONFIG))) as host,
         pytest.raises(Unreachable, match=f"^pi: {LOCALHOST} port {port} refused the connection$"),
     ):
         host.run(sh("true"))
@@ -359,7 +365,7 @@ def test_a_name_that_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     with (
-        closing(SshHost("pi", SshTarget(host="nowhere.invalid", port=22), NO_CONFIG)) as host,
+        closing(SshHost("pi", SshTarget(host="nowhere.invalid", port=22, config=NO_CONFIG))) as host,
         pytest.raises(Unreachable, match=r"name of nowhere\.invalid port 22 cannot be looked up: Name or"),
     ):
         host.run(sh("true"))
@@ -367,7 +373,7 @@ def test_a_name_that_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", ["a..b", "x" * 70 + ".lan"])
 def test_a_name_that_is_none(name: str) -> None:
-    with closing(SshHost("pi", SshTarget(host=name), NO_CONFIG)) as host, pytest.raises(Unreachable, match=name):
+    with closing(SshHost("pi", SshTarget(host=name, config=NO_CONFIG))) as host, pytest.raises(Unreachable, match=name):
         host.run(sh("true"))
 
 
@@ -375,7 +381,7 @@ def test_a_silent_port() -> None:
     with socket.create_server((LOCALHOST, 0)) as listener:
         port = listener.getsockname()[1]
         with (
-            closing(SshHost("pi", SshTarget(host=LOCALHOST, port=port), NO_CONFIG, connect_timeout=0.3)) as host,
+            closing(SshHost("pi", SshTarget(host=LOCALHOST, port=port, config=NO_CONFIG), connect_timeout=0.3)) as host,
             pytest.raises(Unreachable, match=rf"no answer from {LOCALHOST} port {port} within 0\.3 s"),
         ):
             host.run(sh("true"))
@@ -384,7 +390,7 @@ def test_a_silent_port() -> None:
 def test_a_port_that_speaks_something_else(serve: Serve) -> None:
     port = serve(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 200))
     with (
-        closing(SshHost("pi", SshTarget(host=LOCALHOST, port=port), NO_CONFIG, connect_timeout=2.0)) as host,
+        closing(SshHost("pi", SshTarget(host=LOCALHOST, port=port, config=NO_CONFIG), connect_timeout=2.0)) as host,
         pytest.raises(Unreachable, match=f"{LOCALHOST} port {port}"),
     ):
         host.run(sh("true"))
@@ -393,7 +399,7 @@ def test_a_port_that_speaks_something_else(serve: Serve) -> None:
 @pytest.mark.ssh
 def test_forwarding_that_sshd_forbids(sshd: SshdFactory, web: int) -> None:
     with (
-        closing(SshHost("pi", sshd(AllowTcpForwarding="no").target(), NO_CONFIG)) as host,
+        closing(SshHost("pi", sshd(AllowTcpForwarding="no").target())) as host,
         pytest.raises(Unreachable, match="Administratively prohibited") as failure,
     ):
         host.dial(LOCALHOST, web)
@@ -402,7 +408,7 @@ def test_forwarding_that_sshd_forbids(sshd: SshdFactory, web: int) -> None:
 
 @pytest.mark.ssh
 def test_a_broken_connection_is_told_and_then_made_anew(sshd: SshdFactory) -> None:
-    with closing(SshHost("pi", sshd().target(), NO_CONFIG)) as host:
+    with closing(SshHost("pi", sshd().target())) as host:
         with pytest.raises(Unreachable, match="the connection broke while the command ran"):
             host.run(sh("kill -9 $PPID; sleep 1"))
         assert host.run(sh("echo alive")) == "alive\n"
@@ -413,7 +419,7 @@ def test_a_broken_connection_is_told_and_then_made_anew(sshd: SshdFactory) -> No
 
 @pytest.mark.ssh
 def test_a_frozen_and_then_dead_server(sshd: SshdFactory) -> None:
-    with closing(SshHost("pi", sshd().target(), NO_CONFIG)) as host:
+    with closing(SshHost("pi", sshd().target())) as host:
         serving = int(host.run(sh("echo $PPID")))
 
         def freeze_it() -> Iterator[bytes]:
@@ -433,7 +439,7 @@ def test_a_frozen_and_then_dead_server(sshd: SshdFactory) -> None:
 
 @pytest.mark.ssh
 def test_a_connection_full_of_commands_that_do_not_end(sshd: SshdFactory) -> None:
-    with closing(SshHost("pi", sshd(MaxSessions="2").target(), NO_CONFIG)) as host:
+    with closing(SshHost("pi", sshd(MaxSessions="2").target())) as host:
         for _ in range(3):
             with pytest.raises(Unreachable, match="no answer"):
                 host.run(sh("sleep 3"), timeout=0.2)
@@ -455,13 +461,13 @@ def test_an_alias(sshd: SshdFactory, tmp_path: Path) -> None:
     config = tmp_path / "config"
     (tmp_path / "included").write_text(config_for(server, "pi-*"))
     config.write_text(f"Include {tmp_path}/included\nHost pi-2\n  HostName nowhere.invalid\n")
-    with closing(SshHost("pi", SshTarget(host="pi-2"), config)) as host:
+    with closing(SshHost("pi", SshTarget(host="pi-2", config=str(config)))) as host:
         assert host.run(sh("echo heard")) == "heard\n"
     config.write_text(config_for(server, "pi", "HostKeyAlias the-pi"))
-    with closing(SshHost("pi", SshTarget(host="pi"), config)) as host:
+    with closing(SshHost("pi", SshTarget(host="pi", config=str(config)))) as host:
         with pytest.raises(HostKeyError, match="unknown") as failure:
             host.run(sh("echo heard"))
-        assert "ssh -o UserKnownHostsFile" in failure.value.hint
+        assert "echo 'the-pi ssh-ed25519 " in failure.value.hint
         server.known_hosts.write_text("the-pi " + server.host_line.split(maxsplit=1)[1])
         assert host.run(sh("echo heard")) == "heard\n"
 
@@ -477,9 +483,6 @@ def test_the_inventory_comes_before_the_configuration(sshd: SshdFactory, tmp_pat
 @pytest.mark.ssh
 def test_configurations_that_cannot_be_followed(sshd: SshdFactory, tmp_path: Path) -> None:
     server, config = sshd(), tmp_path / "config"
-    config.write_text("Host *\n  ProxyCommand nc %h %p\n")
-    with pytest.raises(Unreachable, match="ProxyCommand"):
-        hear(server, config)
     config.write_text("Nonsense yes\n")
     with pytest.raises(Unreachable, match=r"`ssh -G .*` failed: .*Nonsense|nonsense"):
         hear(server, config)
@@ -491,18 +494,18 @@ def test_jumps(sshd: SshdFactory, tmp_path: Path) -> None:
     config = tmp_path / "config"
     hops = config_for(first, "first") + config_for(second, "second", "ProxyJump none")
     config.write_text(hops + config_for(last, "last", "ProxyJump first,second"))
-    with closing(SshHost("pi", SshTarget(host="last"), config)) as host:
+    with closing(SshHost("pi", SshTarget(host="last", config=str(config)))) as host:
         for _ in range(2):
             assert host.run(sh("echo heard")) == "heard\n"
             with pytest.raises(Unreachable):
                 host.run(sh("kill -9 $PPID; sleep 1"))
     assert all("Accepted publickey" in server.log for server in (first, second, last))
     config.write_text(hops + config_for(last, "last") + "Host *\n  ProxyJump first\n")
-    with closing(SshHost("pi", SshTarget(host="last"), config)) as host:
+    with closing(SshHost("pi", SshTarget(host="last", config=str(config)))) as host:
         assert host.run(sh("echo heard")) == "heard\n"
     config.write_text(config_for(first, "first", "ProxyJump last") + config_for(last, "last", "ProxyJump first"))
     with (
-        closing(SshHost("pi", SshTarget(host="last"), config)) as host,
+        closing(SshHost("pi", SshTarget(host="last", config=str(config)))) as host,
         pytest.raises(Unreachable, match="more than 8"),
     ):
         host.run(sh("true"))

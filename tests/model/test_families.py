@@ -1,0 +1,133 @@
+"""A representative few of the families that `make models` puts through the same checks; and the checks themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from families import checks, configs
+from families.checks import Outcome
+from families.report import everywhere, markdown, passed, verdict
+from families.subject import Subject, WireChanged, travel
+from families.worker import Result, examine
+
+from edgesplit.runner.stage import Hidden
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns of its own configs
+
+FEW = {
+    "llama": "dense",
+    "qwen2": "windows on some layers, biases",
+    "gpt2": "learned positions, a tied head",
+    "bloom": "alibi, layers that return tuples",
+    "gpt_neox": "attention and MLP side by side",
+    "gemma4_text": "per-layer embeddings, windows, layers that share caches",
+    "deepseek_v3": "latent attention, one dense layer, then experts",
+    "glm_moe_dsa": "indexers, whose choice crosses boundaries",
+    "jamba": "state, attention and experts",
+    "mamba2": "state alone",
+    "qwen3_next": "linear attention and full, experts",
+    "recurrent_gemma": "state kept in modules",
+    "zamba": "weights shared across layers, embeddings read again",
+    "inkling2_text": "earlier layers' outputs read again",
+}
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_exact_wherever_it_is_cut(family: str) -> None:
+    result = examine(family)
+    assert set(result.outcomes) == set(checks.CHECKS), verdict(result)
+    assert passed(result), verdict(result)
+
+
+# --- the checks themselves ---
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+    subject = Subject("mistral", tmp_path_factory.mktemp("mistral"))
+    subject.open()
+    checks.boundaries(subject)
+    yield subject  # noqa: PT022 - a fixture that lives as long as its folder
+
+
+def test_one_bit_of_one_weight_is_noticed(mistral: Subject) -> None:
+    assert checks.in_turns(mistral) == Outcome(0.0)
+    stage = checks.middle(mistral).stages[0]
+    weight = next(weight for name, weight in stage.model.named_parameters() if "o_proj" in name)
+    before = weight.data.clone()
+    weight.data[0, 0] *= 1 + 2**-20
+    outcome = checks.in_turns(mistral)
+    weight.data.copy_(before)
+    assert outcome.difference
+    assert outcome.mark in ("close", "differs")
+
+
+def test_windows_are_shorter_than_what_is_fed(mistral: Subject) -> None:
+    assert mistral.whole.config.sliding_window == configs.WINDOW < checks.LONG
+    sequence = mistral.stage(0, mistral.blocks - 1).sequence()
+    mistral.stage(0, mistral.blocks - 1).forward(sequence, torch.tensor([checks.prompt(checks.LONG)]))
+    assert sequence.rows is not None
+    assert {entry.keys.shape[-2] for entry in sequence.rows.cache.layers} == {configs.WINDOW - 1}
+
+
+def test_a_wrong_account_is_noticed(mistral: Subject) -> None:
+    assert checks.accounted(mistral) == Outcome(0.0)
+    right = mistral.checkpoint.chain
+    layer = right.blocks[1].model_copy(update={"kv_bytes_per_token": 1})
+    wrong = right.model_copy(update={"blocks": (right.blocks[0], layer, *right.blocks[2:])})
+    object.__setattr__(mistral.checkpoint, "chain", wrong)
+    outcome = checks.accounted(mistral)
+    object.__setattr__(mistral.checkpoint, "chain", right)
+    assert outcome.mark == "failed"
+    assert "cache of layers.0 after 5 tokens" in outcome.note
+
+
+def test_the_wire_keeps_every_kind_of_value() -> None:
+    hidden = Hidden((torch.randn(2, 3, 8), None, torch.randint(9, (2, 3, 4))), tuple_=True, carried=(torch.ones(2, 3),))
+    assert travel(hidden).tuple_
+    with pytest.raises(WireChanged):
+        travel(Hidden((torch.tensor([[float("nan")]]),)))  # equal to nothing, itself included
+
+
+def test_what_a_family_raises_is_its_outcome(mistral: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_subject: Subject) -> Outcome:
+        raise KeyError("sliding_attention")
+
+    monkeypatch.setattr(checks, "CHECKS", {"turns": broken, "logits": checks.all_logits})
+    outcomes = checks.run(mistral)
+    assert outcomes["turns"].mark == "failed"
+    assert "KeyError: 'sliding_attention' (test_families.py:" in outcomes["turns"].note
+    assert outcomes["logits"].mark == "exact"
+
+
+# --- the report ---
+
+GOOD = Result("alpha", "AlphaForCausalLM", "4 full", outcomes={"cuts": Outcome(0.0), "joined": Outcome(1e-6)})
+GLUED = Result("beta", "BetaForCausalLM", "4 full", outcomes={"cuts": Outcome(0.0, "blocks 1 to 2 stay together")})
+BAD = Result("gamma", "GammaForCausalLM", "4 full", outcomes={"cuts": Outcome(0.0), "turns": Outcome(1e-6)})
+UNABLE = Result("delta", "DeltaForCausalLM", unable="no cache")
+
+
+def test_verdicts() -> None:
+    assert [passed(each) for each in (GOOD, GLUED, BAD, UNABLE)] == [True, True, False, False]
+    assert [everywhere(each) for each in (GOOD, GLUED)] == [True, False]
+    assert verdict(GOOD) == "exact"
+    assert verdict(GLUED) == "exact; cuts: blocks 1 to 2 stay together"
+    assert verdict(BAD) == "not exact; turns differs by 1e-06"
+    assert verdict(UNABLE) == "transformers: no cache"
+
+
+def test_a_family_without_outcome_has_not_passed() -> None:
+    assert not passed(Result("epsilon", "EpsilonForCausalLM", refused="too many layers"))
+    assert not passed(Result("zeta", "ZetaForCausalLM", outcomes={"all": Outcome(None, "not finished within 120 s")}))
+
+
+def test_the_document_counts_and_sorts_by_outcome() -> None:
+    text = markdown([GOOD, GLUED, BAD, UNABLE], {"transformers": "5", "torch": "2"}, checks.CLOSE)
+    assert "**2 of 3 families are exact**, 1 of them with a restriction" in text
+    assert text.index("## Not exact") < text.index("`gamma`") < text.index("## Exact") < text.index("`alpha`")
+    assert text.index("`beta`") < text.index("## What transformers cannot do alone") < text.index("`delta`")
+    assert all(f"*{name}*" in text for name in checks.CHECKS)
