@@ -27,5 +27,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, 
 
 
 def config(folder: Path, **changes: Any) -> None:
+    """Over the config's keys; None takes one away."""
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    new = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in new.items() if value is not None}))

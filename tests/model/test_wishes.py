@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,6 @@ def wish(prompt: int = 10, *, chat: bool = False, **body: Any) -> Wish:
     return read_wish(body, BASE, SERVICE, prompt, chat=chat)
 
 
-@pytest.mark.xfail(strict=True, reason="the checkpoint's generation config is half taken over")
 def test_an_empty_request_gets_the_checkpoints_defaults() -> None:
     assert wish() == Wish(
         chat=False,
@@ -26,7 +26,7 @@ def test_an_empty_request_gets_the_checkpoints_defaults() -> None:
         include_usage=False,
         max_tokens=DEFAULT_MAX_TOKENS,
         stop=(),
-        sampling=BASE,
+        sampling=replace(BASE, max_new=DEFAULT_MAX_TOKENS),
         logprobs=False,
         return_token_ids=False,
         ignore_eos=False,
@@ -39,7 +39,6 @@ def test_nulls_are_as_good_as_nothing() -> None:
     assert wish(**dict.fromkeys(names)) == wish()
 
 
-@pytest.mark.xfail(strict=True, reason="the checkpoint's generation config is half taken over")
 def test_everything_can_be_asked_for() -> None:
     asked = wish(
         chat=True,
@@ -60,7 +59,7 @@ def test_everything_can_be_asked_for() -> None:
     )
     assert (asked.chat, asked.stream, asked.include_usage, asked.max_tokens) == (True, True, True, 5)
     assert (asked.stop, asked.logprobs, asked.return_token_ids, asked.ignore_eos) == (("a", "b"), True, True, True)
-    assert asked.sampling == Sampling(0.0, 0.5, 3, 1.0, seed=2**63 - 1)
+    assert asked.sampling == Sampling(0.0, 0.5, 3, 1.0, seed=2**63 - 1, max_new=5)
 
 
 def test_max_tokens_fills_the_context_but_no_more() -> None:
