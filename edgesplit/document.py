@@ -12,9 +12,9 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -94,13 +94,31 @@ class _Mistake(NamedTuple):
         return f"{_at(self.mark)}: {path}{': ' if path else ''}{self.text}"
 
 
-def load(path: Path, kind: type[T]) -> T:
-    """The file at `path` as a value of `kind`. Raises InputError listing every mistake."""
-    tree = _Tree()
-    try:
-        data = tree.read(_compose(_text(path)))
-    except InputError as error:  # its message begins behind the path
-        raise InputError(f"{path}{error.message}", error.hint) from error
+class Foreign(Protocol):
+    """A file of another tool, read: `data` is what a file of ours would say.
+
+    `origins`: place in `data` -> place in the file. `mistakes`: place in the file, and what is wrong there.
+    """
+
+    data: dict[str, Any]
+    origins: dict[Loc, Loc]
+    mistakes: list[tuple[Loc, str]]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What the file at `path` says, whatever it means. Raises InputError."""
+    return _read(path)[0]
+
+
+def load(path: Path, kind: type[T], foreign: Callable[[dict[str, Any]], Foreign | None] = lambda _: None) -> T:
+    """The file at `path` as a value of `kind`; `foreign` may know it for a file of another tool.
+
+    Raises InputError listing every mistake.
+    """
+    data, tree = _read(path)
+    if (other := foreign(data)) is not None:
+        data = other.data
+        tree.settle(other)
     errors: list[ErrorDetails] = []
     try:
         value = kind.model_validate_json(json.dumps(data))
@@ -108,11 +126,19 @@ def load(path: Path, kind: type[T]) -> T:
         errors = error.errors(include_url=False)
     known = {mistake.place for mistake in tree.mistakes}
     mistakes = [_translate(error, tree.places, kind) for error in errors]
-    mistakes = tree.mistakes + [mistake for mistake in mistakes if mistake.place not in known]
+    mistakes = tree.mistakes + [tree.shown(mistake) for mistake in mistakes if mistake.place not in known]
     if not mistakes:
         return value
     lines = [f"{path}{mistake}" for mistake in sorted(mistakes, key=lambda mistake: mistake.place)]
     raise InputError("\n".join(dict.fromkeys(lines)), _HINT)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], _Tree]:
+    tree = _Tree()
+    try:
+        return tree.read(_compose(_text(path))), tree
+    except InputError as error:  # its message begins behind the path
+        raise InputError(f"{path}{error.message}", error.hint) from error
 
 
 def _at(mark: yaml.Mark | None) -> str:
@@ -207,6 +233,17 @@ class _Tree:
         self.places: dict[Loc, _Place] = {}
         self.mistakes: list[_Mistake] = []
         self._values = 0
+        self._origins: dict[Loc, Loc] = {}
+
+    def settle(self, other: Foreign) -> None:
+        """From now on, places are those of what a file of another tool was turned into."""
+        self._origins = other.origins
+        self.mistakes += [_Mistake(self.places[loc].key, loc, text) for loc, text in other.mistakes]
+        self.places = {loc: self.places[origin] for loc, origin in other.origins.items()}
+
+    def shown(self, mistake: _Mistake) -> _Mistake:
+        """With the path that its place has in the file."""
+        return mistake._replace(loc=self._origins.get(mistake.loc, mistake.loc))
 
     def read(self, node: Node, loc: Loc = (), key: yaml.Mark | None = None) -> Any:
         self._values += 1

@@ -1,4 +1,4 @@
-"""THE HOSTS: what the user has. An inventory file (YAML) -> Inventory.
+"""THE HOSTS: what the user has. An inventory file (YAML), ours or Ansible's -> Inventory.
 
 Must not know: any plan, nor how a host is reached; it only says where.
 """
@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from edgesplit import ansible
 from edgesplit.document import load
 from edgesplit.values import Name, Port, Size, Value
 
@@ -148,4 +149,4 @@ def _over(base: Any, top: Any) -> Any:
 
 def load_inventory(path: Path) -> Inventory:
     """Raises InputError listing every mistake with file, line and key."""
-    return load(path, Inventory)
+    return load(path, Inventory, lambda data: ansible.read(data) if ansible.is_ansible(data) else None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgesplit.cli.options import Inventory, Json, Plan, Yes
+from edgesplit.cli.options import AcceptNew, Inventory, Json, Plan, Yes
 
 if TYPE_CHECKING:
     from edgesplit.broadcast.transition import Step
@@ -17,6 +17,7 @@ def run(
     inventory: Inventory = None,
     yes: Yes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps, do nothing.")] = False,
+    accept_new: AcceptNew = False,
     as_json: Json = False,
 ) -> None:
     """Push shards and runners over SSH and bring the planned split up; all hosts change together, or none."""
@@ -33,7 +34,7 @@ def run(
     target = space.split()
     with talk.status("naming the shards ..."):
         cargo = space.cargo()
-    with connect(space.inventory) as hosts:
+    with connect(space.inventory, accept_new=accept_new) as hosts:
         scene = look(cargo, hosts)
         if settled(cargo, scene, target):
             _report(as_json, {"changed": False, "epoch": scene.running.epoch if scene.running else 0})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from edgesplit.cli.options import Inventory, Json, Plan, Yes
+from edgesplit.cli.options import AcceptNew, Inventory, Json, Plan, Yes
 
 
-def run(plan: Plan, inventory: Inventory = None, yes: Yes = False, as_json: Json = False) -> None:
+def run(
+    plan: Plan, inventory: Inventory = None, yes: Yes = False, accept_new: AcceptNew = False, as_json: Json = False
+) -> None:
     """Stop the runners and remove every trace of the deployment from all hosts."""
     from edgesplit.broadcast.push import signature
     from edgesplit.broadcast.teardown import take_down
@@ -18,7 +20,7 @@ def run(plan: Plan, inventory: Inventory = None, yes: Yes = False, as_json: Json
     names = ", ".join(space.inventory.hosts)
     if not yes:
         ask(f"Take {space.plan.name} off {names}?")
-    with connect(space.inventory) as hosts:
+    with connect(space.inventory, accept_new=accept_new) as hosts:
         found, errors = take_down(space.plan.name, space.inventory, hosts, signature("down"))
     if as_json:
         print_json({"removed": found, "errors": {host: error.message for host, error in errors.items()}})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgesplit.cli.options import Inventory, Json, Plan
+from edgesplit.cli.options import AcceptNew, Inventory, Json, Plan
 
 if TYPE_CHECKING:
     from edgesplit.cli.workspace import Workspace
@@ -27,6 +27,7 @@ def run(
     check: Annotated[
         bool, typer.Option("--check", help="Also run the unsplit model here; compare the tokens (greedy).")
     ] = False,
+    accept_new: AcceptNew = False,
     as_json: Json = False,
 ) -> None:
     """Generate text through the split."""
@@ -43,7 +44,7 @@ def run(
     tokens: list[int] = []
     asked: list[int] = []
     text, end = "", None
-    with connect(space.inventory, [space.plan.entry]) as hosts:
+    with connect(space.inventory, [space.plan.entry], accept_new=accept_new) as hosts:
         for choice in _stream(hosts[space.plan.entry], space, path, body):
             piece = choice["delta"]["content"] if chat else choice["text"]
             text += piece

@@ -12,5 +12,12 @@ Inventory = Annotated[
     Path | None,
     typer.Option("--inventory", "-i", help="The inventory file; the plan names one otherwise.", show_default=False),
 ]
+AcceptNew = Annotated[
+    bool,
+    typer.Option(
+        "--accept-new-host-keys",
+        help="Believe a host that nobody knows yet, and remember its key; a changed key is refused all the same.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, talk only on standard error.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgesplit.cli.options import Inventory, Json, Plan
+from edgesplit.cli.options import AcceptNew, Inventory, Json, Plan
 
 if TYPE_CHECKING:
     from edgesplit.fleet import Fleet
 
 
-def run(plan: Plan, inventory: Inventory = None, as_json: Json = False) -> None:
+def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, as_json: Json = False) -> None:
     """Measure the hosts and the links between them, with layers of this model."""
     import time
 
@@ -23,7 +23,10 @@ def run(plan: Plan, inventory: Inventory = None, as_json: Json = False) -> None:
     space = Workspace.open(plan, inventory)
     checkpoint = space.checkpoint
     count = len(space.inventory.hosts)
-    with connect(space.inventory) as hosts, talk.status(f"measuring {count} hosts ...") as status:
+    with (
+        connect(space.inventory, accept_new=accept_new) as hosts,
+        talk.status(f"measuring {count} hosts ...") as status,
+    ):
         fleet = profile(
             hosts, space.plan, space.inventory, checkpoint, time.time(), lambda what: status.update(f"measured {what}")
         )

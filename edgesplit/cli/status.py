@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgesplit.cli.options import Inventory, Json, Plan
+from edgesplit.cli.options import AcceptNew, Inventory, Json, Plan
 
 if TYPE_CHECKING:
     from edgesplit.cli.workspace import Workspace
     from edgesplit.split import Split
 
 
-def run(plan: Plan, inventory: Inventory = None, as_json: Json = False) -> None:
+def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, as_json: Json = False) -> None:
     """Show the epoch that serves, its stages, and measured against predicted times."""
     from edgesplit.broadcast.push import served
     from edgesplit.broadcast.remote import present
@@ -22,7 +22,7 @@ def run(plan: Plan, inventory: Inventory = None, as_json: Json = False) -> None:
 
     space = Workspace.open(plan, inventory)
     name, specs = space.plan.name, space.inventory.hosts
-    with connect(space.inventory) as hosts:
+    with connect(space.inventory, accept_new=accept_new) as hosts:
         found, errors = survey(hosts, lambda host: present(host, f"{specs[host.name].work}/{name}", specs[host.name]))
         split = (
             served(hosts[space.plan.entry], f"{specs[space.plan.entry].work}/{name}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgesplit.cli.options import Inventory, Json, Plan
+from edgesplit.cli.options import AcceptNew, Inventory, Json, Plan
 
 if TYPE_CHECKING:
     from edgesplit.orchestrator.watch import Event
@@ -17,6 +17,7 @@ def run(
     inventory: Inventory = None,
     once: Annotated[bool, typer.Option("--once", help="One turn of the loop, then stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide, but change nothing.")] = False,
+    accept_new: AcceptNew = False,
     as_json: Json = False,
 ) -> None:
     """Keep measuring; when thresholds trip, keep, redistribute or re-split, and redeploy without losing a request.
@@ -38,7 +39,7 @@ def run(
         signal.signal(number, signal.default_int_handler)
     space = Workspace.open(plan, inventory)
     fleet, cargo = space.fleet(), space.cargo()
-    with connect(space.inventory) as hosts:
+    with connect(space.inventory, accept_new=accept_new) as hosts:
         kept = manifest(hosts[space.plan.entry], cargo.folder(space.plan.entry))
         if kept is None:
             raise ServingError(f"{space.plan.name} is not deployed", f"edgesplit deploy {plan}")

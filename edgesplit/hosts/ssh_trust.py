@@ -91,7 +91,10 @@ def _line(end: Endpoint, key: paramiko.PKey) -> str:
 
 
 def _how(end: Endpoint, key: paramiko.PKey) -> str:
-    compare = "compare the fingerprint with what ssh-keygen -lf says of the key in /etc/ssh there; if equal: "
+    compare = (
+        "--accept-new-host-keys believes what is shown; to be sure, compare the fingerprint with what ssh-keygen -lf "
+        "says of the key in /etc/ssh there; if equal: "
+    )
     if not end.known_hosts:
         return f"{compare}name a file for it (UserKnownHostsFile, or known_hosts in the inventory)"
     file = end.known_hosts[0]

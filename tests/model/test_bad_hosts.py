@@ -277,6 +277,8 @@ def test_a_host_key_nobody_knows(make: Make, sshd: SshdFarm) -> None:
     server.known_hosts.write_text("")
     behind(desk, server)
     refused(desk, "the host key is unknown", f"{server.host} port {server.port}")
+    assert desk.run("status", "--accept-new-host-keys").code == 8  # it was reached: nothing serves there
+    assert server.known_hosts.read_text() == server.host_line
 
 
 @pytest.mark.ssh

@@ -24,7 +24,17 @@ MODULES = {
 
 # No clock, no socket, no file, no process, no chance: their tests are tables.
 PURE = {
-    *("errors", "units", "values", "split", "fleet", "model.blocks", "profiling.probes", "profiling.capacity"),
+    *(
+        "errors",
+        "units",
+        "values",
+        "ansible",
+        "split",
+        "fleet",
+        "model.blocks",
+        "profiling.probes",
+        "profiling.capacity",
+    ),
     *("orchestrator.decide", "broadcast.transition", "broadcast.signing", "hosts.commands", "hosts.known_hosts"),
     *("runner.wire", "runner.state", "runner.scheduler", "runner.manifest", "runner.text", "runner.families"),
     *(name for name in MODULES if name.startswith("revision.") and not name.endswith("__init__")),
@@ -50,7 +60,17 @@ MAY_IMPORT = {
     "runner": set[str](),
     "": set[str](),
 }
-BESIDE = ["errors", "units", "values", "document", "inventory", "plan", "fleet", "split"]  # each imports earlier ones
+BESIDE = [
+    "errors",
+    "units",
+    "values",
+    "document",
+    "ansible",
+    "inventory",
+    "plan",
+    "fleet",
+    "split",
+]  # each imports earlier ones
 RUNNER_VALUES = {  # what the controller may import of the runner
     *("manifest", "wire", "state", "families", "generation", "owncode"),
     *("anatomy", "hollow", "stage", "cache", "precision", "quantised", "kernels"),
