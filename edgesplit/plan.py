@@ -103,6 +103,7 @@ class ModelPlan(Value):
     api: Api = Api()
     workload: Workload = Workload()
     prefill_chunk: Positive = 256  # tokens of a prompt that travel together
+    decode_batch: Annotated[int, Field(ge=1, le=256)] = 8  # sequences that share a forward, at most
     pins: tuple[Pin, ...] = ()
     objective: Objective = Objective()
     service: ServiceLevel = ServiceLevel()

@@ -52,7 +52,7 @@ def manifest(*placement: str, **changes: Any) -> Manifest:
         "files": {"config.json": SHAS[0]},
         "tied": False,
         "limit": 2**20,
-        "service": Service(LOCALHOST, 8000, "tiny", concurrency=2, max_context=256, prefill_chunk=4),
+        "service": Service(LOCALHOST, 8000, "tiny", concurrency=2, max_context=256, prefill_chunk=4, decode_batch=8),
         "split": {},
     }
     return Manifest(**{**values, **changes})

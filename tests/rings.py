@@ -59,7 +59,7 @@ class Rig:
             self.cores[host] = Core(host, Store(place), identity, "cpu")
 
     def manifest(self, epoch: int, *placement: str, **service: Any) -> Manifest:
-        limits = {"concurrency": 2, "max_context": 256, "prefill_chunk": 4, **service}
+        limits = {"concurrency": 2, "max_context": 256, "prefill_chunk": 4, "decode_batch": 8, **service}
         return manifest(
             *placement,
             epoch=epoch,

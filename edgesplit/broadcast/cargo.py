@@ -20,6 +20,7 @@ from edgesplit.runner.manifest import Manifest, Peer, Service, StagePlace
 from edgesplit.split import Split
 
 # Room on the wire beside the hidden states of one chunk: some families send the embeddings and a fourfold stream too.
+WIRE_ROWS = 16 * 2**10  # bytes for the names of sequences and for what stages tell of their time
 WIRE_SLACK = 8
 
 
@@ -90,7 +91,7 @@ class Cargo:
             common=self.cut.common.sha256,
             files={name: sha for name, (sha, _) in self.cut.files.items()},
             tied=self.checkpoint.tied,
-            limit=WIRE_SLACK * plan.prefill_chunk * widest + 4096,
+            limit=WIRE_SLACK * max(plan.prefill_chunk, plan.decode_batch) * widest + WIRE_ROWS,
             service=Service(
                 address=plan.api.address,
                 port=plan.api.port,
@@ -98,6 +99,7 @@ class Cargo:
                 concurrency=plan.workload.concurrency,
                 max_context=plan.workload.max_context,
                 prefill_chunk=plan.prefill_chunk,
+                decode_batch=plan.decode_batch,
             ),
             split=target.model_dump(mode="json"),
             trust_remote_code=plan.model.trust_remote_code,

@@ -10,6 +10,7 @@ Must not know: HTTP, text, TLS.
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,9 +21,10 @@ import torch
 
 from .ring import RECENT, Ring, median
 from .sampling import Sampler, Sampling, logprob
-from .scheduler import Work
+from .scheduler import Groups, Turn, Work, depth
 from .stage import Prompt
 from .state import State
+from .wire import Lap
 from .worker import Worker
 
 WAITING = 64  # requests that may queue; the next is told to come back later
@@ -58,6 +60,7 @@ class Running:
     sampler: Sampler
     answer: list[int] = field(default_factory=list)
     last: float = 0.0  # when the last token came, time.monotonic
+    begun: float = 0.0  # when the step under way began, time.perf_counter
 
     @property
     def tokens(self) -> list[int]:
@@ -73,7 +76,9 @@ class Entry:
         self._waiting: deque[Running] = deque()
         self._running: dict[int, Running] = {}
         self._count = 0
+        self._groups = Groups(1)
         self._times: deque[float] = deque(maxlen=RECENT)
+        self._laps = Laps(())
         self.tokens = 0
         self.last_token: float | None = None
 
@@ -90,7 +95,9 @@ class Entry:
         """The client has gone: forget the sequence wherever it is."""
         self._waiting = deque(running for running in self._waiting if running.number != number)
         if self._running.pop(number, None) is not None and self._ring is not None:
+            self._groups.leave(number)
             self._ring.drop(0, number)
+            self._step()
         self._admit()
 
     def attach(self, ring: Ring) -> None:
@@ -99,6 +106,8 @@ class Entry:
             self._ring.sampled = self._ring.refused = None
         self._ring = ring
         ring.sampled, ring.refused = self._sampled, self._refused
+        self._groups = Groups(ring.decode_batch)
+        self._laps = Laps(tuple(place.host for place in ring.manifest.stages))
         for running in self._running.values():
             self._prefill(running)
         self._admit()
@@ -125,7 +134,15 @@ class Entry:
             self._worker.add(*chunks(ring.epoch, running.number, running.tokens, ring.chunk))
             return
         prompt = Prompt(torch.tensor([request.prompt]), request.inputs)
-        first = Work(ring.epoch, 0, running.number, 0, prefill=True, sample=not running.answer, payload=prompt)
+        first = Work(
+            ring.epoch,
+            stage=0,
+            turns=(Turn(running.number, 0, 0),),
+            prefill=True,
+            sample=not running.answer,
+            payload=prompt,
+            since=time.perf_counter(),
+        )
         rest = chunks(ring.epoch, running.number, running.tokens, ring.chunk, len(request.prompt))
         self._worker.add(first, *rest)
 
@@ -136,32 +153,53 @@ class Entry:
             self._finish(running, "misfit")
 
     def _sampled(self, work: Work[Any], logits: torch.Tensor) -> None:
-        running = self._running.get(work.sequence)
+        """`logits`: a row per sequence of the work."""
+        if not work.prefill:
+            self._laps.add(
+                work, [self._running[turn.sequence].begun for turn in work.turns if turn.sequence in self._running]
+            )
+        going = [turn.sequence for turn in work.turns if self._goes_on(turn.sequence, logits[turn.row])]
+        if work.prefill:
+            for sequence in going:
+                self._groups.join(sequence)
+        else:
+            self._groups.returned(turn.sequence for turn in work.turns)
+            self._groups.back(going)
+        self._step()
+
+    def _step(self) -> None:
+        """Send on their next step the groups whose turn it is."""
+        ring = self._ring
+        assert ring is not None  # noqa: S101 - callers hold a ring
+        now = time.perf_counter()
+        for group in self._groups.start(self._laps.depth):
+            members = [self._running[sequence] for sequence in group]
+            for member in members:
+                member.begun = now
+            turns = tuple(Turn(member.number, len(member.tokens) - 1, row) for row, member in enumerate(members))
+            ids = torch.tensor([[member.answer[-1]] for member in members])
+            self._worker.add(Work(ring.epoch, 0, turns, prefill=False, sample=True, payload=ids, since=now))
+
+    def _goes_on(self, sequence: int, logits: torch.Tensor) -> bool:
+        """Take the next token of a sequence from its [T, vocabulary]; does it want another?"""
+        running = self._running.get(sequence)
         if running is None:
-            return
-        if running.request.encoded is not None:
-            running.request.encoded(logits[0])
-            self._finish(running, "stop")
-            return
+            return False
+        request = running.request
+        if request.encoded is not None:
+            request.encoded(logits)
+            return self._finish(running, "stop")
         try:
-            token = running.sampler.pick(logits[0, -1], running.tokens)
+            token = running.sampler.pick(logits[-1], running.tokens)
         except RuntimeError as error:  # logits that are no numbers: this request's misfortune, not the ring's
-            log.warning("sequence %d gave no token: %s", work.sequence, error)
-            self._finish(running, "error")
-            return
+            log.warning("sequence %d gave no token: %s", sequence, error)
+            return self._finish(running, "error")
         running.answer.append(token)
         self._clock(running)
-        if token in running.request.stops:
-            self._finish(running, "stop")
-            return
-        request = running.request
-        request.emit(token, None, logprob(logits[0, -1], token) if request.logprobs else None)
-        if len(running.answer) >= request.max_new:
-            self._finish(running, "length")
-            return
-        position = len(request.prompt) + len(running.answer) - 1
-        ids = torch.tensor([[token]])
-        self._worker.add(Work(work.epoch, 0, work.sequence, position, prefill=False, sample=True, payload=ids))
+        if token in request.stops:
+            return self._finish(running, "stop")
+        request.emit(token, None, logprob(logits[-1], token) if request.logprobs else None)
+        return len(running.answer) < request.max_new or self._finish(running, "length")
 
     def _clock(self, running: Running) -> None:
         now = time.monotonic()
@@ -170,12 +208,15 @@ class Entry:
         running.last = self.last_token = now
         self.tokens += 1
 
-    def _finish(self, running: Running, end: str) -> None:
+    def _finish(self, running: Running, end: str) -> bool:
+        """It is over; it does not go on."""
         del self._running[running.number]
+        self._groups.leave(running.number)
         if self._ring is not None:
             self._ring.drop(0, running.number)
         running.request.emit(None, end, None)
         self._admit()
+        return False
 
     def report(self) -> dict[str, Any]:
         """May be read from any thread."""
@@ -185,7 +226,44 @@ class Entry:
             "waiting": len(self._waiting),
             "tokens": self.tokens,
             "time_per_token_s": median(self._times),
+            "turn": self._laps.report(),
             "idle_s": None if self.last_token is None else time.monotonic() - self.last_token,
+        }
+
+
+class Laps:
+    """Where the time of the recent steps around the ring went, in seconds, and how many can be under way at once."""
+
+    def __init__(self, hosts: tuple[str, ...]) -> None:
+        self._hosts = hosts
+        self._recent: deque[tuple[float, tuple[Lap, ...]]] = deque(maxlen=RECENT)
+        self.depth = max(1, len(set(hosts)))
+
+    def add(self, work: Work[Any], begun: list[float]) -> None:
+        """A step that began then is back. Those of cancelled sequences alone tell nothing."""
+        if not begun or len(work.laps) != len(self._hosts):
+            return
+        self._recent.append((time.perf_counter() - begun[0], work.laps))
+        recent = list(self._recent)[-16:]
+        self.depth = round(statistics.median(depth(laps, self._hosts, whole) for whole, laps in recent))
+
+    def report(self) -> dict[str, Any] | None:
+        """Medians, in seconds; `wire` is what no stage accounts for. May be read from any thread."""
+        recent = list(self._recent)
+        if not recent:
+            return None
+        stages = [
+            {
+                f"{name}_s": statistics.median(times) / 1e6
+                for name, times in zip(Lap._fields, zip(*laps, strict=True), strict=True)
+            }
+            for laps in zip(*(laps for _, laps in recent), strict=True)
+        ]
+        return {
+            "whole_s": statistics.median(whole for whole, _ in recent),
+            "wire_s": statistics.median(whole - sum(map(sum, laps)) / 1e6 for whole, laps in recent),
+            "stages": stages,
+            "depth": self.depth,
         }
 
 
@@ -196,11 +274,11 @@ def chunks(epoch: int, sequence: int, tokens: list[int], size: int, begin: int =
         Work(
             epoch,
             stage=0,
-            sequence=sequence,
-            position=start,
+            turns=(Turn(sequence, start, 0),),
             prefill=True,
             sample=start + size >= len(tokens),
             payload=torch.tensor([tokens[start : start + size]]),
+            since=time.perf_counter(),
         )
         for start in starts
     ]

@@ -42,7 +42,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Service:
-    """How the entry serves: API address, limits in tokens, sequences at once."""
+    """How the entry serves: API address, limits in tokens, sequences at once, and of these in one forward."""
 
     address: str
     port: int
@@ -50,6 +50,7 @@ class Service:
     concurrency: int
     max_context: int
     prefill_chunk: int
+    decode_batch: int
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _check(manifest: Manifest) -> None:
     if not all(_SHA.fullmatch(sha) for sha in (*manifest.shards, manifest.common, *manifest.files.values())):
         raise ManifestError("a content hash is no sha256")
     service = manifest.service
-    if min(service.concurrency, service.max_context, service.prefill_chunk) < 1:
+    if min(service.concurrency, service.max_context, service.prefill_chunk, service.decode_batch) < 1:
         raise ManifestError("a limit of the service is below 1")
 
 

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ import torch
 from .cache import Sequence
 from .link import Sender
 from .manifest import Manifest
-from .scheduler import Work
+from .scheduler import Turn, Work
 from .stage import Hidden, Prompt, Stage
 from .state import Event, State, step
-from .wire import Flag, Kind, Message, Tensor
+from .wire import Flag, Kind, Lap, Message, Row, Tensor
 from .worker import Worker
 
 log = logging.getLogger("runner")
@@ -74,6 +75,8 @@ class Ring:
             self.limit *= -(-manifest.service.max_context // self.chunk)
         if not all(stage.chunks for stage in stages.values()):
             self.chunk = manifest.service.max_context
+        plain = all(stage.kind == "text" for stage in stages.values())
+        self.decode_batch = manifest.service.decode_batch if plain else 1  # what images tell layers is told row by row
         self.state = State.LOADING
         self.reason = ""
         self.clocks = {number: StageClock() for number in stages}
@@ -125,7 +128,7 @@ class Ring:
         if message.kind is Kind.WORK:
             self._worker.add(_work(message))
         elif message.kind is Kind.DROP:
-            self._worker.call(lambda: self.drop(message.stage, message.sequence))
+            self._worker.call(lambda: self.drop(message.stage, *(row.sequence for row in message.rows)))
         elif message.kind is Kind.FAULT:
             text = message.text or {}
             self.fault(str(text.get("host", source)), str(text.get("reason", "unknown")))
@@ -152,49 +155,65 @@ class Ring:
         """One forward; the result goes on to the next stage, or to the entry's sampler."""
         if self.state not in (State.LINKED, State.SERVING):
             return
-        stage, key = self.stages[work.stage], (work.stage, work.sequence)
-        sequence = self._sequences.get(key)
-        if sequence is None:
-            sequence = self._sequences[key] = stage.sequence()
-        if sequence.tokens != work.position:
-            self._break(self.host, f"sequence {work.sequence} is at {sequence.tokens}, not at {work.position}")
+        begin = time.perf_counter()
+        stage = self.stages[work.stage]
+        if stray := next(
+            (turn for turn in work.turns if self._sequence(work.stage, turn).tokens != turn.position), None
+        ):
+            found = self._sequences[work.stage, stray.sequence].tokens
+            self._break(self.host, f"sequence {stray.sequence} is at {found}, not at {stray.position}")
             return
+        group = [self._sequences[work.stage, turn.sequence] for turn in work.turns]
+        arrived = _rows(_arrived(work.payload, stage.carried), work.turns)
         start = time.perf_counter()
         try:
-            result = stage.forward(sequence, _arrived(work.payload, stage.carried))
+            result = stage.forward(group, arrived)
         except _MISFIT as error:
             if self.refused is None or not isinstance(work.payload, Prompt):
                 raise
             self.refused(work, error)  # images that do not fit their text are this request's misfortune, not the ring's
             return
-        self.clocks[work.stage].add(time.perf_counter() - start, sequence.tokens - work.position, prefill=work.prefill)
+        end = time.perf_counter()
+        self.clocks[work.stage].add(end - start, group[0].tokens - work.turns[0].position, prefill=work.prefill)
+        turns = tuple(Turn(turn.sequence, turn.position, row) for row, turn in enumerate(work.turns))
+        done = replace(work, turns=turns, payload=None)
         if isinstance(result, Hidden):
-            self._send(work, result)
+            tensors, told = _sendable(result)
+            self._send(replace(done, laps=(*work.laps, _lap(work, begin, start, end))), result, tensors, told)
         elif work.sample and self.sampled is not None:
-            self.sampled(work, result)
+            self.sampled(replace(done, laps=(*work.laps, _lap(work, begin, start, end))), result)
 
-    def _send(self, work: Work[Any], hidden: Hidden) -> None:
+    def _sequence(self, number: int, turn: Turn) -> Sequence:
+        key = (number, turn.sequence)
+        if key not in self._sequences:
+            self._sequences[key] = self.stages[number].sequence()
+        return self._sequences[key]
+
+    def _send(
+        self, work: Work[Any], hidden: Hidden, tensors: tuple[Tensor | None, ...], told: dict[str, Tensor | None]
+    ) -> None:
         flags = Flag.TUPLE * hidden.tuple_ | Flag.SAMPLE * work.sample | Flag.PREFILL * work.prefill
-        tensors = tuple(None if tensor is None else _to_wire(tensor) for tensor in (*hidden.tensors, *hidden.carried))
         number = work.stage + 1
-        told = {name: None if tensor is None else _to_wire(tensor) for name, tensor in hidden.told.items()}
-        message = Message(Kind.WORK, self.epoch, number, work.sequence, work.position, flags, tensors, named=told)
+        rows = tuple(Row(turn.sequence, turn.position) for turn in work.turns)
+        message = Message(Kind.WORK, self.epoch, number, rows, flags, tensors, named=told, laps=work.laps)
         self._senders[self.manifest.stages[number].host].send(message)
 
-    def drop(self, number: int, sequence: int) -> None:
-        """Forget a sequence in stage `number`, and tell the stages behind it.
+    def drop(self, number: int, *sequences: int) -> None:
+        """Forget sequences in stage `number`, and tell the stages behind it.
 
         Not in the other stages of this host: work for them may still be on its way, and must find its cache.
         """
-        self._worker.forget(self.epoch, (number, sequence))
-        dropped = self._sequences.pop((number, sequence), None)
-        if dropped is not None and number in self.stages:
-            self.stages[number].caches.drop(dropped)
+        for sequence in sequences:
+            self._worker.forget(self.epoch, (number, sequence))
+            dropped = self._sequences.pop((number, sequence), None)
+            if dropped is not None and number in self.stages:
+                self.stages[number].caches.drop(dropped)
         behind = number + 1
         if behind < len(self.manifest.stages) and self.state in (State.LINKED, State.SERVING):
             sender = self._senders.get(self.manifest.stages[behind].host)
             if sender is not None:
-                sender.send(Message(Kind.DROP, self.epoch, behind, sequence))
+                rows = tuple(Row(sequence, 0) for sequence in sequences)
+                sender.send(Message(Kind.DROP, self.epoch, behind, rows))
 
     def report(self) -> dict[str, Any]:
         return {
@@ -214,12 +233,20 @@ def _work(message: Message) -> Work[Any]:
     return Work(
         epoch=message.epoch,
         stage=message.stage,
-        sequence=message.sequence,
-        position=message.position,
+        turns=tuple(Turn(row.sequence, row.position, index) for index, row in enumerate(message.rows)),
         prefill=bool(message.flags & Flag.PREFILL),
         sample=bool(message.flags & Flag.SAMPLE),
         payload=message,
+        since=time.perf_counter(),
+        laps=message.laps,
     )
+
+
+def _lap(work: Work[Any], begin: float, start: float, end: float) -> Lap:
+    """Of a forward from `start` to `end`, whose work was begun at `begin`; what follows until now is handling."""
+    now = time.perf_counter()
+    parts = (begin - work.since, end - start, start - begin + now - end)
+    return Lap(*(min(max(0, round(part * 1e6)), 2**32 - 1) for part in parts))
 
 
 def _arrived(payload: torch.Tensor | Prompt | Message, carried: int) -> torch.Tensor | Prompt | Hidden:
@@ -231,6 +258,20 @@ def _arrived(payload: torch.Tensor | Prompt | Message, carried: int) -> torch.Te
     embeddings = tuple(tensor for tensor in tensors[kept:] if tensor is not None)
     told = {name: None if tensor is None else _from_wire(tensor) for name, tensor in payload.named.items()}
     return Hidden(tuple(tensors[:kept]), bool(payload.flags & Flag.TUPLE), embeddings, told)
+
+
+def _rows(arrived: torch.Tensor | Prompt | Hidden, turns: tuple[Turn, ...]) -> torch.Tensor | Prompt | Hidden:
+    """Of what arrived, the rows of these turns. Raises IndexError where there are none such."""
+    if arrived.shape[0] == len(turns) or isinstance(arrived, Prompt):
+        return arrived
+    rows = [turn.row for turn in turns]
+    return arrived.rows(rows) if isinstance(arrived, Hidden) else arrived[rows]
+
+
+def _sendable(hidden: Hidden) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor | None]]:
+    tensors = tuple(None if tensor is None else _to_wire(tensor) for tensor in (*hidden.tensors, *hidden.carried))
+    told = {name: None if tensor is None else _to_wire(tensor) for name, tensor in hidden.told.items()}
+    return tensors, told
 
 
 def _from_wire(tensor: Tensor) -> torch.Tensor:

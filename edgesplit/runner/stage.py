@@ -91,6 +91,18 @@ class Hidden:
         told = {name: None if tensor is None else tensor.to(device) for name, tensor in self.told.items()}
         return Hidden(tuple(moved), self.tuple_, tuple(tensor.to(device) for tensor in self.carried), told)
 
+    def rows(self, numbers: Many[int]) -> Hidden:
+        """Some of the rows. What layers are told belongs to single rows here, or to none of them."""
+        chosen = list(numbers)
+        tensors = tuple(None if tensor is None else tensor[chosen] for tensor in self.tensors)
+        told = {
+            f"{place}/{name.removeprefix(f'{number}/')}": tensor
+            for place, number in enumerate(chosen)
+            for name, tensor in self.told.items()
+            if name.startswith(f"{number}/")
+        }
+        return Hidden(tensors, self.tuple_, tuple(tensor[chosen] for tensor in self.carried), told)
+
     def row(self, number: int, start: int) -> Hidden:
         """One row, from a position on."""
         cut = (None if tensor is None else tensor[number : number + 1, start:] for tensor in self.tensors)

@@ -1,12 +1,13 @@
 """Framing and messages between runners: bytes in, messages out.
 
-    frame = magic "ESW2" | kind u8 | flags u8 | stage u16 | epoch u32 | sequence u64 | position u32 | length u32 | body
+    frame = magic "ESW3" | kind u8 | flags u8 | stage u16 | epoch u32 | length u32 | body
 
-All numbers are big-endian. The body of WORK is tensors: count u8, then per tensor dtype u8, rank u8, length of its
-name u8, rank x u32, the name, and then the raw bytes of each in turn; dtype 0 is an absent tensor. Tensors with a name
-follow those without. The body of HELLO, WELCOME, BEAT and FAULT is a JSON object. DROP and BYE have none. The bytes of
-each tensor begin at a multiple of 16 of the body (zeros in between), so that they can be computed on where they arrive.
-Every frame names its epoch; every length is checked before anything is allocated.
+All numbers are big-endian. The body of WORK and DROP begins with rows: count of rows u16, count of laps u16, then per
+row sequence u64 and position u32, then per lap three u32. In WORK tensors follow: count u8, then per tensor dtype u8,
+rank u8, length of its name u8, rank x u32, the name, and then the raw bytes of each in turn; dtype 0 is an absent
+tensor. Tensors with a name follow those without. The body of HELLO, WELCOME, BEAT and FAULT is a JSON object; BYE has
+none. The bytes of each tensor begin at a multiple of 16 of the body (zeros in between), so that they can be computed on
+where they arrive. Every frame names its epoch; every length is checked before anything is allocated.
 
 Must not know: sockets, threads, torch, and what the tensors mean.
 """
@@ -20,10 +21,15 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-MAGIC = b"ESW2"
-HEADER = struct.Struct("!4sBBHIQII")
+MAGIC = b"ESW3"
+HEADER = struct.Struct("!4sBBHII")
+_COUNTS = struct.Struct("!HH")
+_ROW = struct.Struct("!QI")
+_LAP = struct.Struct("!III")
+MAX_ROWS = 256  # sequences of one forward
+MAX_LAPS = 1024  # stages of a ring
 MAX_TEXT = 64 * 2**10  # bytes of a JSON body
 MAX_TENSORS = 64
 MAX_RANK = 8
@@ -43,7 +49,7 @@ class Kind(IntEnum):
     WELCOME = 2  # the call is accepted; a TLS 1.3 client learns of a refusal no earlier than this
     BEAT = 3  # the sender lives: {"done": forwards finished, "queued": forwards waiting}
     WORK = 4  # hidden states for a stage
-    DROP = 5  # a sequence has ended: forget its cache
+    DROP = 5  # sequences have ended: forget their caches
     FAULT = 6  # the ring is broken: {"host", "reason"}
     BYE = 7  # the epoch is retired: what closes now closes in order
 
@@ -52,6 +58,22 @@ class Flag(IntEnum):
     TUPLE = 1  # the layer returned a tuple
     SAMPLE = 2  # the last chunk of a prompt, or a decode step: the head's answer is wanted
     PREFILL = 4  # a chunk of a prompt
+
+
+class Row(NamedTuple):
+    """One sequence of a forward: `position` is its first position in it."""
+
+    sequence: int
+    position: int
+
+
+class Lap(NamedTuple):
+    """Where the time of a frame went at one stage, in microseconds: waiting for its turn, computing, and from bytes to
+    tensors and back."""
+
+    queued: int
+    computed: int
+    handled: int
 
 
 @dataclass(frozen=True)
@@ -65,24 +87,25 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Message:
-    """Of WORK: `tensors` by their place, `named` by their name."""
+    """Of WORK: the forward's `rows`, `tensors` by their place, `named` by their name, and one of `laps` for each stage
+    it has been through. Of DROP: the `rows` that end."""
 
     kind: Kind
     epoch: int
     stage: int = 0
-    sequence: int = 0
-    position: int = 0
+    rows: tuple[Row, ...] = ()
     flags: int = 0
     tensors: tuple[Tensor | None, ...] = ()
     text: dict[str, Any] | None = None
     named: Mapping[str, Tensor | None] = field(default_factory=dict)
+    laps: tuple[Lap, ...] = ()
 
 
 def encode(message: Message) -> Iterator[bytes | bytearray | memoryview]:
     """The frame, in pieces that are sent in turn, none empty: tensor bytes are never copied. Raises WireError."""
     pieces: list[bytes | bytearray | memoryview] = []
-    if message.tensors:
-        pieces = _pieces([("", tensor) for tensor in message.tensors] + [*message.named.items()])
+    if message.kind in (Kind.WORK, Kind.DROP):
+        pieces = _pieces(_rows_out(message), [("", tensor) for tensor in message.tensors] + [*message.named.items()])
     elif message.text is not None:
         pieces = [json.dumps(message.text).encode()]
     length = sum(memoryview(piece).nbytes for piece in pieces)
@@ -92,17 +115,28 @@ def encode(message: Message) -> Iterator[bytes | bytearray | memoryview]:
         message.flags,
         message.stage,
         message.epoch,
-        message.sequence,
-        message.position,
         length,
     )
     yield from pieces
 
 
-def _pieces(tensors: list[tuple[str, Tensor | None]]) -> list[bytes | bytearray | memoryview]:
+def _rows_out(message: Message) -> bytearray:
+    if len(message.rows) > MAX_ROWS or len(message.laps) > MAX_LAPS:
+        raise WireError(f"{len(message.rows)} rows and {len(message.laps)} laps, at most {MAX_ROWS} and {MAX_LAPS}")
+    head = bytearray(_COUNTS.pack(len(message.rows), len(message.laps)))
+    for row in message.rows:
+        head += _ROW.pack(*row)
+    for lap in message.laps:
+        head += _LAP.pack(*lap)
+    return head
+
+
+def _pieces(head: bytearray, tensors: list[tuple[str, Tensor | None]]) -> list[bytes | bytearray | memoryview]:
+    if not tensors:
+        return [head]
     if len(tensors) > MAX_TENSORS:
         raise WireError(f"{len(tensors)} tensors in one message, where at most {MAX_TENSORS} travel")
-    head = bytearray([len(tensors)])
+    head.append(len(tensors))
     for name, tensor in tensors:
         if name and not _NAME.fullmatch(name):
             raise WireError(f"a tensor cannot be called {name!r}")
@@ -161,28 +195,44 @@ class Decoder:
         return _message(header, body)
 
     def _check(self, header: tuple[Any, ...]) -> tuple[Any, ...]:
-        magic, kind, _flags, _stage, _epoch, _sequence, _position, length = header
+        magic, kind, _flags, _stage, _epoch, length = header
         if magic != MAGIC:
             raise WireError(f"not a frame: it begins with {magic!r}")
         if kind not in Kind._value2member_map_:
             raise WireError(f"unknown kind of message {kind}")
-        allowed = {Kind.WORK: self.limit, Kind.DROP: 0, Kind.BYE: 0}.get(Kind(kind), MAX_TEXT)
+        allowed = {Kind.WORK: self.limit, Kind.BYE: 0}.get(Kind(kind), MAX_TEXT)
         if length > allowed:
             raise WireError(f"a body of {length} bytes where at most {allowed} are allowed")
         return header
 
 
 def _message(header: tuple[Any, ...], body: bytearray) -> Message:
-    _magic, number, flags, stage, epoch, sequence, position, _length = header
+    _magic, number, flags, stage, epoch, _length = header
     kind = Kind(number)
-    tensors: tuple[Tensor | None, ...] = ()
-    named: dict[str, Tensor | None] = {}
-    text = None
-    if kind is Kind.WORK:
-        tensors, named = _tensors(memoryview(body))
-    elif kind not in (Kind.DROP, Kind.BYE):
-        text = _text(body)
-    return Message(kind, epoch, stage, sequence, position, flags, tensors, text, named)
+    if kind is Kind.BYE:
+        return Message(kind, epoch, stage, flags=flags)
+    if kind not in (Kind.WORK, Kind.DROP):
+        return Message(kind, epoch, stage, flags=flags, text=_text(body))
+    view = memoryview(body)
+    rows, laps, at = _rows_in(view)
+    tensors, named = _tensors(view, at) if kind is Kind.WORK else ((), {})
+    return Message(kind, epoch, stage, rows, flags, tensors, None, named, laps)
+
+
+def _rows_in(body: memoryview) -> tuple[tuple[Row, ...], tuple[Lap, ...], int]:
+    """The rows and laps, and where what follows them begins."""
+    if len(body) < _COUNTS.size:
+        raise WireError("a frame without rows")
+    rows, laps = _COUNTS.unpack_from(body)
+    middle = _COUNTS.size + rows * _ROW.size
+    end = middle + laps * _LAP.size
+    if not 1 <= rows <= MAX_ROWS or laps > MAX_LAPS or end > len(body):
+        raise WireError(f"a frame of {rows} rows and {laps} laps in {len(body)} bytes")
+    return (
+        tuple(Row(*row) for row in _ROW.iter_unpack(body[_COUNTS.size : middle])),
+        tuple(Lap(*lap) for lap in _LAP.iter_unpack(body[middle:end])),
+        end,
+    )
 
 
 def _text(body: bytearray) -> dict[str, Any]:
@@ -195,12 +245,13 @@ def _text(body: bytearray) -> dict[str, Any]:
     return text
 
 
-def _tensors(body: memoryview) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor | None]]:
-    if not body or not 1 <= body[0] <= MAX_TENSORS:
+def _tensors(body: memoryview, at: int) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor | None]]:
+    count = body[at] if at < len(body) else 0
+    if not 1 <= count <= MAX_TENSORS:
         raise WireError(f"a WORK message carries 1 to {MAX_TENSORS} tensors")
     heads: list[tuple[str, str, tuple[int, ...]]] = []
-    at = 1
-    for _ in range(body[0]):
+    at += 1
+    for _ in range(count):
         head, at = _head(body, at)
         heads.append(head)
     tensors: list[Tensor | None] = []

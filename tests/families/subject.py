@@ -83,7 +83,7 @@ class Subject:
             files={name: sha for name, (sha, _) in self.cut.files.items()},
             tied=self.checkpoint.tied,
             limit=LIMIT,
-            service=Service("", 1, self.family, concurrency=1, max_context=128, prefill_chunk=128),
+            service=Service("", 1, self.family, concurrency=1, max_context=128, prefill_chunk=128, decode_batch=1),
             split={},
         )
 

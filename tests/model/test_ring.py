@@ -28,10 +28,10 @@ from edgesplit.runner.link import LinkError
 from edgesplit.runner.manifest import StagePlace
 from edgesplit.runner.ring import Ring
 from edgesplit.runner.sampling import Sampler, Sampling
-from edgesplit.runner.scheduler import Work
+from edgesplit.runner.scheduler import Turn, Work
 from edgesplit.runner.stage import Hidden, Stage
 from edgesplit.runner.store import StoreError
-from edgesplit.runner.wire import Kind, Message
+from edgesplit.runner.wire import Kind, Message, Row
 from edgesplit.runner.worker import Worker
 
 TWO = ("desk", "desk", "shelf", "shelf", "desk", "desk")
@@ -131,6 +131,44 @@ def test_a_ring_gives_the_whole_models_tokens(rig: Rig, expected: list[int], pla
     assert [answer.whole() for answer in answers] == [expected] * 3
     assert answers[0].end == "length"
     eventually(lambda: not any(rig.sequences(1)))
+
+
+@pytest.mark.usefixtures("slow")
+def test_sequences_of_all_lengths_share_their_steps(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answers as it does alone, whoever joins, ends or is cancelled beside it."""
+    rig.up(1, *TWO, concurrency=6)
+    prompts = [PROMPT[: 3 + 2 * number] for number in range(4)]
+    alone = [rig.submit(prompt, COUNT + number).whole() for number, prompt in enumerate(prompts)]
+    sizes: list[int] = []
+    true = Stage.forward
+
+    def forward(self: Stage, group: Any, *arguments: Any) -> Any:
+        sizes.append(len(group))
+        return true(self, group, *arguments)
+
+    monkeypatch.setattr(Stage, "forward", forward)
+    gone = [rig.submit(PROMPT, 200) for _ in range(2)]
+    answers = [rig.submit(prompt, COUNT + number) for number, prompt in enumerate(prompts)]
+    under_way(answers[-1], 3)
+    for answer in gone:
+        rig.in_worker(lambda answer=answer: rig.entry.cancel(answer.number))
+    assert [answer.whole() for answer in answers] == alone
+    assert max(sizes) == 3  # six sequences, two hosts
+    eventually(lambda: not any(rig.sequences(1)))
+    turn = rig.entry.report()["turn"]
+    parts = sum(sum(stage.values()) for stage in turn["stages"]) + turn["wire_s"]
+    assert len(turn["stages"]) == 3
+    assert 0.5 < parts / turn["whole_s"] < 2  # medians of parts need not add up to the median of their sum
+
+
+def test_each_alone_where_the_plan_says_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: set[int] = set()
+    true = Stage.forward
+    monkeypatch.setattr(Stage, "forward", lambda self, group, *rest: sizes.add(len(group)) or true(self, group, *rest))
+    rig.up(1, *TWO, concurrency=6, decode_batch=1)
+    for answer in [rig.submit(PROMPT, COUNT) for _ in range(6)]:
+        answer.whole()
+    assert sizes == {1}
 
 
 @pytest.mark.usefixtures("slow")
@@ -431,9 +469,11 @@ def test_work_of_another_epoch_and_for_another_place_is_no_work() -> None:
     done: list[Work[object]] = []
     worker = Worker(done.append)
     ring = Ring(manifest(stages=(StagePlace("desk", 0, 5),)), "desk", {}, worker)
-    ring.receive("shelf", Message(Kind.WORK, epoch=9))
+    ring.receive("shelf", Message(Kind.WORK, 9, rows=(Row(1, 0),)))
     assert worker.queued == 0
-    ring.run(Work(1, 0, 1, 0, prefill=True, sample=False, payload=Hidden(())))  # not linked yet: nothing happens
+    ring.run(
+        Work(1, 0, (Turn(1, 0, 0),), prefill=True, sample=False, payload=Hidden(()))
+    )  # not linked yet: nothing happens
     assert ring.report()["sequences"] == 0
 
 
@@ -442,7 +482,7 @@ def test_a_dropped_sequence_keeps_its_work_in_the_other_stages_of_the_host() -> 
     worker = Worker(lambda _: None)
     ring = Ring(manifest(), "desk", {}, worker)
     for stage in (0, 3):
-        worker.add(Work(1, stage, 7, 0, prefill=True, sample=False, payload=None))
+        worker.add(Work(1, stage, (Turn(7, 0, 0),), prefill=True, sample=False, payload=None))
     ring.drop(0, 7)
     assert worker.queued == 1
     ring.drop(3, 7)

@@ -18,7 +18,7 @@ from links import eventually, identities, no_thread_left
 
 from edgesplit.runner import link
 from edgesplit.runner.link import Call, Identity, LinkError, Listener, Sender, connect
-from edgesplit.runner.wire import Decoder, Kind, Message, Tensor, encode
+from edgesplit.runner.wire import HEADER, Decoder, Kind, Message, Row, Tensor, encode
 
 LIMIT = 2**20
 
@@ -75,8 +75,8 @@ class Shelf:
 
     def still_works(self) -> bool:
         with self.sender() as sender:
-            sender.send(Message(Kind.DROP, 1, sequence=99))
-            return self.inbox.messages.get(timeout=5)[1].sequence == 99
+            sender.send(Message(Kind.DROP, 1, rows=(Row(99, 0),)))
+            return self.inbox.messages.get(timeout=5)[1].rows == (Row(99, 0),)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def shelf(tmp_path: Path) -> Iterator[Shelf]:
 
 def work(size: int) -> Message:
     data = bytes(range(256)) * (size // 256)
-    return Message(Kind.WORK, 1, 2, 3, 4, 5, (Tensor("int64", (size // 8,), data), None))
+    return Message(Kind.WORK, 1, 2, (Row(3, 4),), 5, (Tensor("int64", (size // 8,), data), None))
 
 
 # --- what is sent arrives ---
@@ -105,15 +105,15 @@ def test_a_message_arrives_intact(shelf: Shelf, size: int) -> None:
     sent, got = work(size).tensors[0], message.tensors[0]
     assert sent is not None
     assert got is not None
-    assert (source, message.stage, message.sequence, message.position, message.flags) == ("desk", 2, 3, 4, 5)
+    assert (source, message.stage, message.rows, message.flags) == ("desk", 2, (Row(3, 4),), 5)
     assert (got.dtype, got.shape, bytes(got.data)) == (sent.dtype, sent.shape, sent.data)
 
 
 def test_messages_keep_their_order(shelf: Shelf) -> None:
     with shelf.sender() as sender:
         for number in range(200):
-            sender.send(Message(Kind.DROP, 1, sequence=number))
-        assert [shelf.inbox.messages.get(timeout=5)[1].sequence for _ in range(200)] == list(range(200))
+            sender.send(Message(Kind.DROP, 1, rows=(Row(number, 0),)))
+        assert [shelf.inbox.messages.get(timeout=5)[1].rows[0].sequence for _ in range(200)] == list(range(200))
 
 
 def test_a_goodbye_is_no_fault(shelf: Shelf) -> None:
@@ -190,7 +190,12 @@ def test_plain_tcp_and_garbage_are_dropped_without_harm(shelf: Shelf, garbage: b
 
 
 @pytest.mark.parametrize(
-    "words", [b"GET / HTTP/1.1\r\n\r\n" * 3, b"".join(encode(Message(Kind.DROP, 1))), b"".join(encode(work(256)))]
+    "words",
+    [
+        b"GET / HTTP/1.1\r\n\r\n" * 3,
+        b"".join(encode(Message(Kind.DROP, 1, rows=(Row(1, 0),)))),
+        b"".join(encode(work(256))),
+    ],
 )
 def test_a_neighbour_must_greet_first(shelf: Shelf, words: bytes) -> None:
     with _tls(shelf) as sock:
@@ -330,7 +335,7 @@ def test_a_link_the_other_end_closes_is_lost(shelf: Shelf, monkeypatch: pytest.M
 
 def test_what_cannot_be_encoded_is_a_fault_of_the_link(shelf: Shelf) -> None:
     with shelf.sender() as sender:
-        sender.send(Message(Kind.WORK, 1, tensors=(Tensor("float64", (1,), bytes(8)),)))
+        sender.send(Message(Kind.WORK, 1, rows=(Row(1, 0),), tensors=(Tensor("float64", (1,), bytes(8)),)))
         assert "float64 cannot travel" in shelf.lost.get(timeout=5)
 
 
@@ -362,5 +367,5 @@ def test_closing_twice_is_no_error(shelf: Shelf) -> None:
 
 def test_hello_fits_what_a_stranger_may_send(shelf: Shelf) -> None:
     decoder, data = Decoder(0), b"".join(encode(shelf.call().hello))
-    decoder.buffer()[:] = data[:28]
-    assert decoder.advance(28) is None
+    decoder.buffer()[:] = data[: HEADER.size]
+    assert decoder.advance(HEADER.size) is None

@@ -17,18 +17,22 @@ from edgesplit.runner.wire import (
     HEADER,
     MAGIC,
     MAX_RANK,
+    MAX_ROWS,
     MAX_TENSORS,
     MAX_TEXT,
     Decoder,
     Flag,
     Kind,
+    Lap,
     Message,
+    Row,
     Tensor,
     WireError,
     encode,
 )
 
 LIMIT = 4096
+ONE = (Row(1, 0),)
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "bool": 1}
 
 
@@ -59,12 +63,12 @@ def plain(message: Message) -> Message:
         message.kind,
         message.epoch,
         message.stage,
-        message.sequence,
-        message.position,
+        message.rows,
         message.flags,
         tensors,
         message.text,
         named,
+        message.laps,
     )
 
 
@@ -79,16 +83,19 @@ def tensor(draw: st.DrawFn) -> Tensor:
 numbers = {
     "epoch": st.integers(0, 2**32 - 1),
     "stage": st.integers(0, 2**16 - 1),
-    "sequence": st.integers(0, 2**64 - 1),
-    "position": st.integers(0, 2**32 - 1),
     "flags": st.integers(0, 7),
 }
+word = st.integers(0, 2**32 - 1)
+rows = st.lists(st.builds(Row, st.integers(0, 2**64 - 1), word), min_size=1, max_size=5).map(tuple)
+laps = st.lists(st.builds(Lap, word, word, word), max_size=3).map(tuple)
 names = st.from_regex(r"[0-9A-Za-z_./-]{1,80}", fullmatch=True)
 work = st.builds(
     Message,
     st.just(Kind.WORK),
     tensors=st.lists(st.none() | tensor(), min_size=1, max_size=3).map(tuple),
     named=st.dictionaries(names, st.none() | tensor(), max_size=3),
+    rows=rows,
+    laps=laps,
     **numbers,
 )
 talk = st.builds(
@@ -97,17 +104,18 @@ talk = st.builds(
     text=st.dictionaries(st.text(), st.integers() | st.text() | st.none(), max_size=3),
     **numbers,
 )
-bare = st.builds(Message, st.sampled_from([Kind.DROP, Kind.BYE]), **numbers)
+drop = st.builds(Message, st.just(Kind.DROP), rows=rows, **numbers)
+bare = st.builds(Message, st.just(Kind.BYE), **numbers)
 
 
-@given(st.lists(work | talk | bare, min_size=1, max_size=3), st.lists(st.integers(0, 10_000), max_size=8))
+@given(st.lists(work | talk | drop | bare, min_size=1, max_size=3), st.lists(st.integers(0, 10_000), max_size=8))
 @settings(deadline=None, max_examples=60)
 def test_any_messages_arrive_whole_under_any_chunking(messages: list[Message], cuts: list[int]) -> None:
     assert [plain(message) for message in decode(b"".join(map(raw, messages)), cuts)] == messages
 
 
 def test_every_single_byte_may_come_alone() -> None:
-    message = Message(Kind.WORK, 3, 1, 7, 5, Flag.TUPLE, (Tensor("float32", (1, 2), bytes(8)), None))
+    message = Message(Kind.WORK, 3, 1, (Row(7, 5),), Flag.TUPLE, (Tensor("float32", (1, 2), bytes(8)), None))
     data = raw(message)
     assert [plain(got) for got in decode(data, range(len(data)))] == [message]
 
@@ -115,8 +123,8 @@ def test_every_single_byte_may_come_alone() -> None:
 @given(st.lists(st.none() | tensor(), min_size=1, max_size=MAX_TENSORS).map(tuple))
 @settings(deadline=None, max_examples=40)
 def test_tensor_bytes_begin_where_a_processor_likes_them(tensors: tuple[Tensor | None, ...]) -> None:
-    body = raw(Message(Kind.WORK, 1, tensors=tensors))[HEADER.size :]
-    (message,) = decode(raw(Message(Kind.WORK, 1, tensors=tensors)), limit=len(body))
+    body = raw(Message(Kind.WORK, 1, rows=ONE, tensors=tensors))[HEADER.size :]
+    (message,) = decode(raw(Message(Kind.WORK, 1, rows=ONE, tensors=tensors)), limit=len(body))
     for got in message.tensors:
         if got is not None and got.data:
             view = memoryview(got.data)
@@ -126,7 +134,7 @@ def test_tensor_bytes_begin_where_a_processor_likes_them(tensors: tuple[Tensor |
 
 def test_tensor_bytes_are_not_copied_on_either_end() -> None:
     data = bytearray(64)
-    pieces = list(encode(Message(Kind.WORK, 1, tensors=(Tensor("float32", (16,), data),))))
+    pieces = list(encode(Message(Kind.WORK, 1, rows=ONE, tensors=(Tensor("float32", (16,), data),))))
     assert any(piece is data for piece in pieces)
     assert all(memoryview(piece).nbytes for piece in pieces)
     (message,) = decode(b"".join(pieces))
@@ -135,11 +143,19 @@ def test_tensor_bytes_are_not_copied_on_either_end() -> None:
 
 
 def frame(kind: int = Kind.WORK, body: bytes = b"", length: int | None = None, magic: bytes = MAGIC) -> bytes:
-    return HEADER.pack(magic, kind, 0, 0, 1, 1, 0, len(body) if length is None else length) + body
+    return HEADER.pack(magic, kind, 0, 0, 1, len(body) if length is None else length) + body
+
+
+def body(tensors: bytes = b"", rows: int = 1, laps: int = 0) -> bytes:
+    return struct.pack("!HH", rows, laps) + bytes(12 * (rows + laps)) + tensors
 
 
 def header(code: int, *shape: int, name: bytes = b"") -> bytes:
     return struct.pack(f"!BBB{len(shape)}I", code, len(shape), len(name), *shape) + name
+
+
+ALIGNED = body(b"\1" + header(1, 2))
+ALIGNED += bytes(-len(ALIGNED) % ALIGN)
 
 
 @pytest.mark.parametrize(
@@ -150,32 +166,37 @@ def header(code: int, *shape: int, name: bytes = b"") -> bytes:
         (frame(kind=99), "unknown kind of message 99"),
         (frame(length=LIMIT + 1), f"{LIMIT + 1} bytes where at most {LIMIT}"),
         (frame(Kind.HELLO, length=MAX_TEXT + 1), f"at most {MAX_TEXT}"),
-        (frame(Kind.DROP, b"x"), "at most 0"),
+        (frame(Kind.DROP, b"x"), "without rows"),
+        (frame(Kind.DROP, body(rows=0)), "of 0 rows"),
+        (frame(Kind.DROP, body(rows=MAX_ROWS + 1)), f"of {MAX_ROWS + 1} rows"),
+        (frame(Kind.DROP, body(rows=2)[:-1]), "of 2 rows and 0 laps in 27 bytes"),
+        (frame(Kind.DROP, body(laps=1)[:-1]), "of 1 rows and 1 laps in 27 bytes"),
+        (frame(body=b""), "without rows"),
         (frame(Kind.BYE, b"x"), "at most 0"),
         (frame(Kind.BEAT, b""), "not JSON"),
         (frame(Kind.BEAT, b"\xff{"), "not JSON"),
         (frame(Kind.BEAT, b"[" * 60_000), "not JSON"),
         (frame(Kind.BEAT, b'{"done": ' + b"1" * 5000 + b"}"), "not JSON"),
         (frame(Kind.BEAT, b"[1]"), "not a JSON object"),
-        (frame(body=b""), "carries 1 to"),
-        (frame(body=b"\0"), "carries 1 to"),
-        (frame(body=bytes([MAX_TENSORS + 1])), "carries 1 to"),
-        (frame(body=b"\1"), "cut short"),
-        (frame(body=b"\2" + header(1, 0)), "cut short"),
-        (frame(body=b"\1" + header(0, 1)), "type 0, rank 1"),
-        (frame(body=b"\1" + header(0, name=b"mask")[:-1]), "name of 4 bytes"),
-        (frame(body=b"\1" + header(0, name=b"a mask")), "cannot be called 'a mask'"),
-        (frame(body=b"\1" + header(0, name=b"\xff")), "cannot be called"),
-        (frame(body=b"\1" + header(0, name=b"x" * 81)), "cannot be called"),
-        (frame(body=b"\2" + header(0, name=b"mask") * 2), "called 'mask' where another must be"),
-        (frame(body=b"\2" + header(0, name=b"mask") + header(0)), "called '' where another must be"),
-        (frame(body=b"\1" + header(9, 1) + bytes(4)), "unknown type 9"),
-        (frame(body=b"\1" + header(1, *[1] * (MAX_RANK + 1)) + bytes(64)), f"rank {MAX_RANK + 1}"),
-        (frame(body=b"\1" + header(1, 2, 2)[:-1]), "rank 2"),
-        (frame(body=b"\1" + header(1, 2**32 - 1, 2**32 - 1)), "bytes in a body"),
-        (frame(body=(b"\1" + header(1, 2)).ljust(ALIGN, b"\0") + bytes(7)), "8 bytes in a body that has 7"),
-        (frame(body=(b"\1" + header(1, 2)).ljust(ALIGN, b"\0") + bytes(9)), "1 bytes too many"),
-        (frame(body=b"\1\0\0\0x"), "1 bytes too many"),
+        (frame(body=body(b"")), "carries 1 to"),
+        (frame(body=body(b"\0")), "carries 1 to"),
+        (frame(body=body(bytes([MAX_TENSORS + 1]))), "carries 1 to"),
+        (frame(body=body(b"\1")), "cut short"),
+        (frame(body=body(b"\2" + header(1, 0))), "cut short"),
+        (frame(body=body(b"\1" + header(0, 1))), "type 0, rank 1"),
+        (frame(body=body(b"\1" + header(0, name=b"mask")[:-1])), "name of 4 bytes"),
+        (frame(body=body(b"\1" + header(0, name=b"a mask"))), "cannot be called 'a mask'"),
+        (frame(body=body(b"\1" + header(0, name=b"\xff"))), "cannot be called"),
+        (frame(body=body(b"\1" + header(0, name=b"x" * 81))), "cannot be called"),
+        (frame(body=body(b"\2" + header(0, name=b"mask") * 2)), "called 'mask' where another must be"),
+        (frame(body=body(b"\2" + header(0, name=b"mask") + header(0))), "called '' where another must be"),
+        (frame(body=body(b"\1" + header(9, 1) + bytes(4))), "unknown type 9"),
+        (frame(body=body(b"\1" + header(1, *[1] * (MAX_RANK + 1)) + bytes(64))), f"rank {MAX_RANK + 1}"),
+        (frame(body=body(b"\1" + header(1, 2, 2)[:-1])), "rank 2"),
+        (frame(body=body(b"\1" + header(1, 2**32 - 1, 2**32 - 1))), "bytes in a body"),
+        (frame(body=ALIGNED + bytes(7)), "8 bytes in a body that has 7"),
+        (frame(body=ALIGNED + bytes(9)), "1 bytes too many"),
+        (frame(body=body(b"\1\0\0\0x")), "1 bytes too many"),
     ],
 )
 def test_whatever_breaks_a_bound_is_refused_in_words(data: bytes, words: str) -> None:
@@ -201,12 +222,12 @@ def test_a_length_over_the_limit_allocates_nothing() -> None:
 )
 def test_names_and_numbers_that_could_not_be_read_are_not_sent(named: dict[str, None], words: str) -> None:
     with pytest.raises(WireError, match=words):
-        list(encode(Message(Kind.WORK, 1, tensors=(None,), named=named)))
+        list(encode(Message(Kind.WORK, 1, rows=ONE, tensors=(None,), named=named)))
 
 
 def test_a_dtype_without_a_code_cannot_travel() -> None:
     with pytest.raises(WireError, match="float64 cannot travel"):
-        list(encode(Message(Kind.WORK, 1, tensors=(Tensor("float64", (1,), bytes(8)),))))
+        list(encode(Message(Kind.WORK, 1, rows=ONE, tensors=(Tensor("float64", (1,), bytes(8)),))))
 
 
 def feed(data: bytes) -> None:
