@@ -125,7 +125,7 @@ class _Layer:
 @dataclass(frozen=True)
 class _Runs:
     """`short` in the order of SEQUENCES; `long` of prompts in groups; `condensing` a long prompt and a
-    decode step, where layers condense."""
+    decode step, then another prompt, where layers condense."""
 
     short: tuple[Forward, ...]
     long: tuple[Forward, ...]
@@ -147,8 +147,9 @@ def _runs(rehearsal: Rehearsal, text: Any) -> _Runs:
     steps = SEQUENCES if rehearsal.chunked else [sequence[:2] for sequence in SEQUENCES]
     short = [run for sequence in steps for run in rehearsal.sequence(*sequence)]
     rates = [layer.rate for layer in map(_Layer, rehearsal.entries()) if layer.rate]
-    # 3 tokens more than whole entries: at every rate some wait
-    condensing = tuple(rehearsal.sequence(2 * max(rates) + 3, 1)) if rates else ()
+    # 3 and 2 tokens more than whole entries of the highest rate, and at every rate another number of entries
+    lengthy = [(2 * max(rates) + 3, 1), (3 * max(rates) + 2,)] if rates else []
+    condensing = tuple(run for sequence in lengthy for run in rehearsal.sequence(*sequence))
     found = _Runs(tuple(short), (), condensing, rehearsal.chunked, _group(text))
     total = sum(found.prompts[0].flops)
     heavy = [number for number, flops in enumerate(found.prompts[0].flops) if flops > FIXED * total]
@@ -198,25 +199,24 @@ def _block(number: int, layers: Sequence[_Layer], runs: _Runs, text: Any) -> Blo
 
 
 def _cache(number: int, layer: _Layer, runs: _Runs) -> dict[str, Any]:
-    """From the cache behind eight and nine tokens, tensor by tensor; where tokens are condensed, behind many more."""
-    before, after = (run.kept[number] for run in runs.short[:2])
-    tokens = runs.short[1].seen
+    """From the cache behind two numbers of tokens, tensor by tensor: eight and nine; where tokens are condensed, many
+    more."""
+    first, second = (runs.condensing[0], runs.condensing[2]) if layer.rate is not None else runs.short[:2]
+    more = second.seen - first.seen
     windowed = growing = state = entries = waiting = 0
-    if layer.rate is not None:
-        before = after = runs.condensing[0].kept[number]
-        tokens = runs.condensing[0].seen
-    for name, tensor in after.items():
-        more = tensor.nbytes - before[name].nbytes
-        length = tensor.shape[1] if tensor.dim() > 1 else -1
+    for name, tensor in second.kept[number].items():
+        before = first.kept[number][name]
+        lengths = tuple(each.shape[1] if each.dim() > 1 else -1 for each in (before, tensor))
         if layer.window is not None and name.endswith((".keys", ".values")):
-            windowed += tensor.nbytes // min(tokens, layer.window)
-        elif layer.rate is not None and length == tokens // layer.rate:
-            entries += tensor.nbytes // length
-        elif layer.rate is not None and length == tokens % layer.rate:
-            waiting += tensor.nbytes // length
+            windowed += tensor.nbytes // min(second.seen, layer.window)
+        elif layer.rate is not None and lengths == (first.seen // layer.rate, second.seen // layer.rate):
+            entries += tensor.nbytes // lengths[1]
+        elif layer.rate is not None and lengths == (first.seen % layer.rate, second.seen % layer.rate):
+            waiting += (before.nbytes + tensor.nbytes) // max(1, sum(lengths))
         else:
-            growing += more
-            state += tensor.nbytes - tokens * more
+            each = (tensor.nbytes - before.nbytes) // more
+            growing += each
+            state += tensor.nbytes - second.seen * each
     beside = [] if layer.window is None or not growing else [Condensed(every=1, entry_bytes=growing, rest_bytes=0)]
     if layer.rate is not None:
         beside.append(Condensed(every=layer.rate, entry_bytes=entries, rest_bytes=waiting))
@@ -248,7 +248,7 @@ class _Sight:
 def _decode(number: int, sight: _Sight, runs: _Runs, prefill: Flops) -> tuple[int, int, int]:
     """A decode step's arithmetic: whatever the context, per position, and per condensed entry. What a position adds is
     told by prompts where the window is full at once."""
-    steps = [*runs.steps, *runs.condensing[1:]]
+    steps = [*runs.steps, *runs.condensing[1:2]]
     rows = [([1, sight.positions(run), sight.entries(run)], run.flops[number]) for run in steps]
     if len({seen for (_, seen, _), _ in rows[:2]}) > 1:
         per_token, per_position, per_entry = _solve(rows)

@@ -42,6 +42,7 @@ _TABLE = {
     "bloom": Family(joins=True),  # these three read positions off the mask
     "mpt": Family(joins=True),
     "opt": Family(joins=True),
+    "git": Family(joins=False),  # it takes any mask for one of an image with text behind it
     "inkling2_text": Family(carried=("embed_tokens",), every="n_layers_per_attn_res_block"),
     "qwen4_exp_text": Family(ids="ple_layer_ids"),
     "paligemma": Family(joins=False, whole=True),  # positions count from 1; all of a prompt sees all of it

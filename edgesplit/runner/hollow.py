@@ -117,11 +117,17 @@ class _NoHead(nn.Module):
 class _StandIn(nn.Module):
     """For an embedding that is not ours: what arrived of it, or zeros of the right shape that nobody reads."""
 
-    def __init__(self, like: nn.Module, width: int, dtype: torch.dtype, arrived: Callable[[], Any]) -> None:
+    def __init__(self, like: nn.Module, dtype: torch.dtype, arrived: Callable[[], Any]) -> None:
         super().__init__()
-        self.width, self.dtype, self.arrived = width, dtype, arrived
-        self.register_buffer("weight", torch.empty(0, dtype=dtype), persistent=False)  # some ask it for its device
+        self.rows, self.width = like.weight.shape
+        self.dtype, self.arrived = dtype, arrived
+        self.register_buffer("here", torch.empty(0), persistent=False)
         self.padding_idx = getattr(like, "padding_idx", None)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Some ask it for its device, or for the vector of padding."""
+        return torch.zeros((), dtype=self.dtype, device=self.here.device).expand(self.rows, self.width)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         arrived: torch.Tensor | None = self.arrived()
@@ -192,8 +198,7 @@ class _Cut:
             module, travels = self.model.get_submodule(path), path in self.parts.carried
             stays = self.part.embeds or (self.part.heads and f"{path}.weight" in tied)
             if not stays:
-                width = module.weight.shape[-1]
-                self.model.set_submodule(path, _StandIn(module, width, dtype, partial(self._arrived, path)))
+                self.model.set_submodule(path, _StandIn(module, dtype, partial(self._arrived, path)))
             elif travels:
                 module.register_forward_hook(self._record(path) if self.part.embeds else self._replace(path))
 
@@ -330,13 +335,17 @@ class Lent:
         for module, _ in self._pairs:
             _empty(module, *module._parameters, *(module._buffers.keys() - module._non_persistent_buffers_set))
         missing = {name for name, weight in _weights(model) if weight is None}
-        self._ties = {to: source for to, source in model.all_tied_weights_keys.items() if missing & {to, source}}
-        for name in (name for tie in self._ties.items() for name in tie):
+        ties = model.all_tied_weights_keys
+        self._ties = {to: source for to, source in ties.items() if missing & {to, source}}
+        ends = {name for tie in self._ties.items() for name in tie}
+        # A tied bias beside such a weight, which transformers would look at to tie it, is tied here too.
+        beside = {name.rpartition(".")[0] for name in ends}
+        biases = {to: ties[to] for to in ties.keys() - self._ties if to.rpartition(".")[0] in beside}
+        for name in (*ends, *biases):
             path, _, weight = name.rpartition(".")
             _empty(model.get_submodule(path), weight)
-        model.all_tied_weights_keys = {
-            to: source for to, source in model.all_tied_weights_keys.items() if to not in self._ties
-        }
+        self._ties |= biases
+        model.all_tied_weights_keys = {to: ties[to] for to in ties.keys() - self._ties}
 
     def give(self, model: PreTrainedModel) -> None:
         """After loading."""

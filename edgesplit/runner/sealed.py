@@ -40,11 +40,16 @@ def rwkv(config: PreTrainedConfig, _own: range, like: torch.Tensor) -> Any:
     return state
 
 
-def xlstm(config: PreTrainedConfig, _own: range, like: torch.Tensor) -> Any:
+def xlstm(config: PreTrainedConfig, own: range, like: torch.Tensor) -> Any:
+    """Three states per layer; those of others have a shape and no content."""
     from transformers.models.xlstm.modeling_xlstm import xLSTMCache
 
     made: Any = xLSTMCache
-    return made(config, max_batch_size=1, dtype=like.dtype, device=like.device)
+    cache = made(config, max_batch_size=1, dtype=like.dtype, device="meta")
+    cache.seqlen_offset = torch.zeros(1, dtype=torch.long, device=like.device)
+    for layer in own:
+        cache.rnn_state[layer] = tuple(torch.zeros_like(state, device=like.device) for state in cache.rnn_state[layer])
+    return cache
 
 
 _MAKERS = {"minimax": minimax, "rwkv": rwkv, "xlstm": xlstm}

@@ -5,54 +5,26 @@ A check returns an Outcome; what it raises is its outcome too. Must not know: ho
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import operator
 import random
-import re
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from edgesplit.runner.cache import CacheError, Exported
 from edgesplit.runner.cache import Sequence as Cached
-from edgesplit.runner.sealed import SealedCaches
-from edgesplit.runner.stage import Stage
+from families import costs
 from families.configs import WINDOW
+from families.outcome import CLOSE, Check, Outcome
 from families.subject import Chain, Subject
 from families.upstream import LONG, MIDDLE, SHORT, STEPS, Answer, every_logit, first_line, padded, prompt
 
-CLOSE = 1e-4  # what rows of different lengths in one batch may differ by: other shapes, other order of summation
 SAMPLED = 4  # three-stage splits
-COUNTED = (5, 9, 19)  # tokens: shorter than the window, longer, and more than twice
 PIECE = 4  # tokens of a prompt that come at once
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """`difference`: the largest of any logit, 0 when all are the same bits; None where nothing was compared.
-
-    `refused`: the stage says that it cannot, rather than answering wrongly.
-    """
-
-    difference: float | None = None
-    note: str = ""
-    refused: bool = False
-
-    @property
-    def mark(self) -> str:
-        if self.difference is None:
-            return "refused" if self.refused else "failed" if self.note else "none"
-        return "exact" if self.difference == 0 else "close" if self.difference < CLOSE else "differs"
-
-
-Check = Callable[[Subject], Outcome]
 
 
 class Walk:
@@ -267,84 +239,6 @@ def moved(subject: Subject) -> Outcome:
     return Outcome(max(elsewhere.go(STEPS - 3).worst, walk.go(STEPS - 3).worst))
 
 
-# --- what it costs ---
-
-
-def accounted(subject: Subject) -> Outcome:
-    """Bytes of weights per block, of each layer's cache, and across a boundary, against those foretold without a
-    weight."""
-    chain, cut = subject.checkpoint.chain, subject.cut
-    foretold = {block.name: block.weight_bytes for block in chain.blocks} | {"common": chain.common_bytes}
-    found = {shard.name: shard.size - len(shard.header) for shard in (*cut.blocks, cut.common)}
-    wrong = [f"weights of {name}: {found[name]} bytes, not {foretold[name]}" for name in found if found != foretold]
-    for tokens in COUNTED:
-        wrong += _cached(subject, tokens)
-    wrong += _crossing(subject)
-    return Outcome(None, wrong[0]) if wrong else Outcome(0.0)
-
-
-def _cached(subject: Subject, tokens: int) -> list[str]:
-    """Of a run of so many tokens, the last two one by one."""
-    stage = subject.stage(0, subject.blocks - 1)
-    sequence, ids = stage.sequence(), prompt(tokens)
-    for piece in (ids[:-2], ids[-2:-1], ids[-1:]):
-        stage.forward(sequence, torch.tensor([piece]))
-    foretold = {block.name: block.cache_bytes(tokens) for block in subject.checkpoint.chain.blocks}
-    found = held(stage, sequence)
-    if set(found) <= {""}:  # a cache that does not tell the layers apart
-        foretold = {"": sum(foretold.values())}
-    return [
-        f"cache of {name or 'all layers'} after {tokens} tokens: {found.get(name, 0)} bytes, not {bytes_}"
-        for name, bytes_ in foretold.items()
-        if found.get(name, 0) != bytes_
-    ]
-
-
-def held(stage: Stage, sequence: Cached) -> dict[str, int]:
-    """Bytes of a sequence's cache by block, or by "" where the cache does not tell layers apart."""
-    rows = sequence.rows
-    assert rows is not None
-    if isinstance(stage.caches, SealedCaches):
-        return {"": _bytes(rows.cache)}
-    found: Counter[str] = Counter()
-    entries = rows.cache.layers
-    for number, entry in enumerate(entries):  # a layer of some families has several
-        found[f"layers.{number * stage.range.layers // len(entries)}"] += _bytes(entry)
-    for path, value in rows.kept.items():
-        if layer := re.search(r"\.(\d+)\.", path):
-            found[f"layers.{layer[1]}"] += _bytes(value)
-    return found
-
-
-def _bytes(value: Any) -> int:
-    """Of the tensors in it, each counted once; a single number is none."""
-    tensors = {(each.data_ptr(), each.shape): each.nbytes for each in _tensors(value) if each.numel() > 1}
-    return sum(tensors.values())
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each)
-    elif hasattr(value, "__dict__") and not isinstance(value, PreTrainedConfig):
-        yield from _tensors(vars(value))
-
-
-def _crossing(subject: Subject) -> list[str]:
-    """Of a token behind a prompt, at every boundary."""
-    wrong = []
-    for end in subject.legal:
-        first, sequence = subject.stage(0, end), subject.stage(0, end).sequence()
-        first.forward(sequence, torch.tensor([prompt(LONG)]))
-        sent = first.forward(sequence, torch.tensor([prompt(1)]))
-        found = sum(tensor.nbytes for tensor in (*sent.tensors, *sent.carried) if tensor is not None)
-        foretold = subject.checkpoint.chain.blocks[end].output_bytes(LONG + 1)
-        wrong += [f"behind block {end}: {found} bytes a token, not {foretold}"] * (found != foretold)
-    return wrong
-
-
 CHECKS: dict[str, Check] = {
     "cuts": boundaries,
     "three": three_stages,
@@ -357,7 +251,8 @@ CHECKS: dict[str, Check] = {
     "joined": join_and_leave,
     "rollback": rollback,
     "moved": moved,
-    "bytes": accounted,
+    "bytes": costs.in_bytes,
+    "flops": costs.in_flops,
 }
 
 

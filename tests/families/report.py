@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from families.checks import Outcome
+from families.outcome import Outcome
 from families.worker import Result
 
 HEAD = """# Models
@@ -40,7 +40,8 @@ ASKED = {
     "joined": "sequences that join a batch while they decode, and leave it",
     "rollback": "tokens taken back",
     "moved": "a sequence moved to stages that are cut elsewhere, as bytes",
-    "bytes": "the bytes of weights, caches and boundaries, as accounted for without loading a weight",
+    "bytes": "the bytes of each block's weights and cache and across each boundary, as foretold without a weight",
+    "flops": "each block's arithmetic in prompts, pieces and decode steps, within 2 % of what was foretold",
 }
 
 

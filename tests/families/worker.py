@@ -9,8 +9,9 @@ import contextlib
 import dataclasses
 import io
 import multiprocessing
+import resource
+import signal
 import tempfile
-import time
 import warnings
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -22,9 +23,10 @@ from transformers.utils import logging
 
 from edgesplit.errors import ModelError
 from families import checks, configs, upstream
+from families.outcome import Outcome
 from families.subject import Subject
 
-LIMIT = 120.0  # seconds a family may take
+LIMIT = 120  # seconds a family may take of a processor, however busy the machine is
 PRELOADED = ["families.worker"]
 
 
@@ -41,11 +43,16 @@ class Result:
     unable: str = ""
     remark: str = ""
     refused: str = ""
-    outcomes: dict[str, checks.Outcome] = dataclasses.field(default_factory=dict)
+    outcomes: dict[str, Outcome] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         marks = {name: {**dataclasses.asdict(each), "mark": each.mark} for name, each in self.outcomes.items()}
         return {**dataclasses.asdict(self), "outcomes": marks}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Result:
+        marks = {name: {key: each[key] for key in each if key != "mark"} for name, each in data["outcomes"].items()}
+        return cls(**{**data, "outcomes": {name: Outcome(**each) for name, each in marks.items()}})
 
 
 def examine(family: str) -> Result:
@@ -69,34 +76,35 @@ def examine(family: str) -> Result:
 
 
 class Worker:
-    """A process that examines one family. `done()`: its result, once there is one or its time is over."""
+    """A process that examines one family. `done()`: its result, once there is one or it has ended without."""
 
     def __init__(self, context: ForkServerContext, family: str) -> None:
-        self.family, self._until = family, time.monotonic() + LIMIT
+        self.family = family
         self._result, far = context.Pipe(duplex=False)
         self._process = context.Process(target=_examine, args=(family, far), daemon=True)
         self._process.start()
         far.close()
 
     def done(self) -> Result | None:
-        if self._result.poll(0.05):
-            try:
-                result: Result = self._result.recv()
-            except EOFError:
-                self._process.join()
-                return self._lost(f"its process ended with code {self._process.exitcode}")
-            self._process.join()
-            return result
-        if time.monotonic() < self._until:
+        if not self._result.poll(0.05):
             return None
-        self._process.kill()
-        return self._lost(f"not finished within {LIMIT:.0f} s")
+        try:
+            result: Result = self._result.recv()
+        except EOFError:
+            self._process.join()
+            return self._lost()
+        self._process.join()
+        return result
 
-    def _lost(self, reason: str) -> Result:
-        return Result(self.family, configs.class_name(self.family), outcomes={"all": checks.Outcome(None, reason)})
+    def _lost(self) -> Result:
+        code = self._process.exitcode
+        late = code == -signal.SIGXCPU
+        reason = f"not finished within {LIMIT} s" if late else f"its process ended with code {code}"
+        return Result(self.family, configs.class_name(self.family), outcomes={"all": Outcome(None, reason)})
 
 
 def _examine(family: str, result: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 5))
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
-from families import checks, configs
-from families.checks import Outcome
+from families import checks, configs, costs
+from families.outcome import Outcome
 from families.report import everywhere, markdown, passed, verdict
 from families.subject import Subject, WireChanged, travel
 from families.worker import Result, examine
 
+from edgesplit.model.blocks import Chain
 from edgesplit.runner.stage import Hidden
 
 torch.set_num_threads(1)
@@ -73,16 +75,25 @@ def test_windows_are_shorter_than_what_is_fed(mistral: Subject) -> None:
     assert {entry.keys.shape[-2] for entry in sequence.rows.cache.layers} == {configs.WINDOW - 1}
 
 
+def with_layer(subject: Subject, **other: int) -> Chain:
+    """Its chain, but for a number of the first layer."""
+    blocks = subject.checkpoint.chain.blocks
+    return subject.checkpoint.chain.model_copy(
+        update={"blocks": (blocks[0], blocks[1].model_copy(update=other), *blocks[2:])}
+    )
+
+
 def test_a_wrong_account_is_noticed(mistral: Subject) -> None:
-    assert checks.accounted(mistral) == Outcome(0.0)
-    right = mistral.checkpoint.chain
-    layer = right.blocks[1].model_copy(update={"kv_bytes_per_token": 1})
-    wrong = right.model_copy(update={"blocks": (right.blocks[0], layer, *right.blocks[2:])})
-    object.__setattr__(mistral.checkpoint, "chain", wrong)
-    outcome = checks.accounted(mistral)
-    object.__setattr__(mistral.checkpoint, "chain", right)
+    right = mistral.checkpoint
+    flops = right.chain.blocks[1].flops_per_token
+    assert costs.in_bytes(mistral) == costs.in_flops(mistral) == Outcome(0.0)
+    mistral.checkpoint = replace(right, chain=with_layer(mistral, kv_bytes_per_token=1))
+    assert "cache of layers.0, " in costs.in_bytes(mistral).note
+    mistral.checkpoint = replace(right, chain=with_layer(mistral, flops_per_token=round(1.05 * flops)))
+    outcome = costs.in_flops(mistral)
+    mistral.checkpoint = right
     assert outcome.mark == "failed"
-    assert "cache of layers.0 after 5 tokens" in outcome.note
+    assert "flops of layers.0, 1 behind " in outcome.note
 
 
 def test_the_wire_keeps_every_kind_of_value() -> None:
