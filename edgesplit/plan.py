@@ -99,6 +99,7 @@ class ModelPlan(Value):
     inventory: str | None = None  # relative to the plan; -i overrides it
     model: ModelSource
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: Literal["int8", "int4"] | None = None  # of the matrices of layers and head; the rest stays `dtype`
     entry: Name
     api: Api = Api()
     workload: Workload = Workload()

@@ -19,7 +19,7 @@ from edgesplit.profiling.collect import measured_for
 
 MIB = 2**20
 _SEEN: dict[str, bytes] = {}  # model -> what the first look at it leaves, so that not every test need look
-REMADE = {"chain.json", "hashes.json"}  # of the cache: what a verb may write although it fails
+REMADE = {"chain-float32.json", "hashes.json"}  # of the cache: what a verb may write although it fails
 Hosts = dict[str, dict[str, Any]]
 
 
@@ -109,7 +109,7 @@ class Desk:
             plan=measured_for(space.checkpoint, space.plan, space.inventory),
         )
         space.save("profile.json", fleet)
-        _SEEN[self.read(self.plan)["model"]] = (self.cache / "chain.json").read_bytes()
+        _SEEN[self.read(self.plan)["model"]] = (self.cache / "chain-float32.json").read_bytes()
         return fleet
 
     def planned(self) -> None:
@@ -166,5 +166,5 @@ def lay(folder: Path, checkpoint: Path, names: tuple[str, ...] = ("desk", "shelf
     desk.plan.write_text(json.dumps({**plan, **changes}))
     if str(checkpoint) in _SEEN:
         desk.cache.mkdir(parents=True)
-        (desk.cache / "chain.json").write_bytes(_SEEN[str(checkpoint)])
+        (desk.cache / "chain-float32.json").write_bytes(_SEEN[str(checkpoint)])
     return desk

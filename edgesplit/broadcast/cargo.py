@@ -103,6 +103,7 @@ class Cargo:
             ),
             split=target.model_dump(mode="json"),
             trust_remote_code=plan.model.trust_remote_code,
+            quantization=plan.quantization or "",
         )
 
     def matches(self, kept: Manifest) -> bool:

@@ -58,7 +58,8 @@ class Workspace:
         """Raises ModelError; InputError when the plan asks for more context than the model has."""
         source = self.plan.model
         folder = resolve(source.source, source.revision, self.plan_file.parent)
-        found = open_checkpoint(folder, source.source, self.plan.dtype, self.cache / "chain.json")
+        cache = self.cache / f"chain-{self.plan.dtype}.json"
+        found = open_checkpoint(folder, source.source, self.plan.dtype, cache, quantization=self.plan.quantization)
         wanted, has = self.plan.workload.max_context, found.chain.max_context
         if has is not None and wanted > has:
             raise InputError(
@@ -103,7 +104,7 @@ class Workspace:
         fleet = self._load("profile.json", Fleet, "profile")
         if fleet.plan != measured_for(self.checkpoint, self.plan, self.inventory):
             raise MovedError(
-                "the profile was measured for another model, dtype, workload, number of cores or Python",
+                "the profile was measured for another model, precision, workload, number of cores or Python",
                 f"edgesplit profile {self.plan_file}",
             )
         return fleet

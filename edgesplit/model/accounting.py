@@ -6,20 +6,16 @@ Must not know: files, hosts, which tensor belongs to which block (structure.py d
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from edgesplit.model.blocks import EMBEDDING, HEAD, Block, Condensed, Flops
-from edgesplit.model.headers import ELEMENT, TensorAt
 from edgesplit.model.rehearsal import Forward, Rehearsal
 from edgesplit.runner.anatomy import Anatomy, AnatomyError
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # Tokens of the forwards of three sequences: a prompt, a decode step, and where a prompt may come in pieces, two more.
 # At least eight at first: short convolutions see the last three or four tokens, and count otherwise without them.
@@ -31,18 +27,6 @@ GROUP = 64
 # Share of a short prompt's arithmetic that must not grow with its tokens before groups are looked for; below it they
 # change a long prompt's by less.
 FIXED = 0.02
-
-Tensors = Mapping[str, TensorAt]
-
-
-def sizes(tensors: Tensors, places: Mapping[str, int], element: int) -> Counter[int]:
-    """Bytes in memory per place, floating weights counted at the plan's dtype."""
-    sizes: Counter[int] = Counter()
-    for key, place in places.items():
-        dtype = tensors[key].dtype
-        floating = dtype.startswith(("F", "BF"))
-        sizes[place] += math.prod(tensors[key].shape) * (element if floating else ELEMENT[dtype])
-    return sizes
 
 
 @dataclass(frozen=True)

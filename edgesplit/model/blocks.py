@@ -59,7 +59,7 @@ class Condensed(Value):
 
 
 class Block(Value):
-    """The smallest piece that moves. Sizes are bytes in memory at the plan's dtype; caches are per sequence.
+    """The smallest piece that moves. Sizes are bytes in memory at the plan's precision; caches are per sequence.
 
     `kv_tokens_max`: of so many tokens at most, the last ones, the layer keeps and sees keys and values (a sliding
     window); None: of all. The decode step's arithmetic is of one token.
@@ -127,6 +127,7 @@ class Chain(Value):
     model: str  # as the plan names it
     architecture: str
     dtype: str
+    quantization: Literal["int8", "int4"] | None = None
     blocks: tuple[Block, ...]
     common_bytes: int
     max_context: int | None

@@ -16,19 +16,23 @@ from edgesplit.errors import ModelError
 from edgesplit.model import sidefiles
 from edgesplit.model.blocks import Chain
 from edgesplit.model.headers import TensorAt, read_headers, renamed
+from edgesplit.model.precision import Weight, at_precision
+from edgesplit.runner.precision import Scheme
 from edgesplit.values import Value, digest
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder in the Hugging Face layout. `tensors` by key, as they travel; `places`: key -> block number or COMMON,
-    for every tensor that the model has a use for. `notes`: what somebody who serves it should know."""
+    for every tensor that the model has a use for. `weights`: those that may be quantised. `notes`: what somebody who
+    serves it should know."""
 
     folder: Path
     name: str
     config: dict[str, Any]
     tensors: Mapping[str, TensorAt]
     places: Mapping[str, int] = field(repr=False)
+    weights: tuple[Weight, ...] = field(repr=False)
     chain: Chain
     tied: bool
     side_files: tuple[Path, ...]
@@ -71,15 +75,22 @@ class _Known(Value):
 
     stamp: str
     chain: Chain
+    weights: tuple[Weight, ...]
     places: dict[str, int]
     aliases: dict[str, str]
     tied: bool
 
 
 def open_checkpoint(
-    folder: Path, name: str, dtype: str, cache: Path | None = None, *, trust_remote_code: bool = False
+    folder: Path,
+    name: str,
+    dtype: str,
+    cache: Path | None = None,
+    *,
+    quantization: Scheme | None = None,
+    trust_remote_code: bool = False,
 ) -> Checkpoint:
-    """Read a folder. `cache`: a file that remembers what needed torch to be found out.
+    """Read a folder. `cache`: a file that remembers what needed torch to be found out, at any quantization.
 
     `trust_remote_code`: the checkpoint's own code may run, here and on its hosts.
     Raises ModelError when the checkpoint is absent, damaged, or no chain that can be cut.
@@ -96,12 +107,20 @@ def open_checkpoint(
         found = analyse(folder, name, dtype, tensors, contents, trust_remote_code=trust_remote_code)
         placing = found.placing
         known = _Known(
-            stamp=stamp, chain=found.chain, places=placing.places, aliases=placing.aliases, tied=placing.tied
+            stamp=stamp,
+            chain=found.chain,
+            weights=found.weights,
+            places=placing.places,
+            aliases=placing.aliases,
+            tied=placing.tied,
         )
         remember(cache, known)
     side = sidefiles.side_files(folder, trusted=trust_remote_code)
     tensors = renamed(tensors, known.aliases)
-    return Checkpoint(folder, name, config, tensors, known.places, known.chain, known.tied, side, notes)
+    chain = known.chain
+    if quantization is not None:
+        chain = at_precision(chain, tensors, known.places, known.weights, quantization)
+    return Checkpoint(folder, name, config, tensors, known.places, known.weights, chain, known.tied, side, notes)
 
 
 def _recall(cache: Path | None, stamp: str) -> _Known | None:

@@ -9,8 +9,10 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from edgesplit.errors import ModelError
+from edgesplit.model.blocks import Chain
 from edgesplit.model.headers import ELEMENT, TensorAt
-from edgesplit.runner.precision import Scheme, scheme, stored_bytes
+from edgesplit.runner.precision import GROUP, ROWS, Scheme, scheme, stored_bytes
 from edgesplit.values import Value
 
 VERSION = 1  # of the way codes are chosen; shards of another are made anew
@@ -53,3 +55,19 @@ def sizes(
         for weight in weights:
             sizes[weight.place] += stored_bytes(weight.shape, weight.scheme(quantization))
     return sizes
+
+
+def at_precision(
+    chain: Chain,
+    tensors: Mapping[str, TensorAt],
+    places: Mapping[str, int],
+    weights: Sequence[Weight],
+    quantization: Scheme,
+) -> Chain:
+    """The chain of the plain weights with these quantised. Raises ModelError where no matrix of the layers can be."""
+    if all(weight.end for weight in weights):
+        shape = f"none of its layers' matrices has rows in {ROWS}s and columns in {GROUP}s"
+        raise ModelError(f"{chain.model} cannot be quantised: {shape}", "take `quantization` out of the plan")
+    found = sizes(tensors, places, chain.dtype, weights, quantization)
+    blocks = tuple(block.model_copy(update={"weight_bytes": found[at]}) for at, block in enumerate(chain.blocks))
+    return chain.model_copy(update={"quantization": quantization, "blocks": blocks})

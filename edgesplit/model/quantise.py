@@ -26,7 +26,7 @@ from edgesplit.model.blocks import COMMON
 from edgesplit.model.headers import TensorAt
 from edgesplit.model.placing import _targets as targets
 from edgesplit.model.precision import Weight
-from edgesplit.runner.anatomy import Anatomy, examine, read_config, skeleton
+from edgesplit.runner.anatomy import Anatomy, read_config, skeleton
 from edgesplit.runner.kernels import packed
 from edgesplit.runner.precision import GROUP, Scheme
 from edgesplit.runner.quantised import matrices
@@ -141,10 +141,9 @@ class Source:
     weights: Sequence[Weight]
 
     @classmethod
-    def open(cls, folder: Path, tensors: Mapping[str, TensorAt], places: Mapping[str, int], *, trusted: bool) -> Source:
-        """`trusted`: the folder's own code may run."""
+    def open(cls, folder: Path, tensors: Mapping[str, TensorAt], weights: Sequence[Weight], *, trusted: bool) -> Source:
+        """`weights`: what `find` found. `trusted`: the folder's own code may run."""
         model = skeleton(read_config(str(folder), trust_remote_code=trusted), torch.float32)
-        weights = find(model, examine(model), tensors, places)
         kinds = {_KINDS.get(tensors[key].dtype) for weight in weights for key in weight.keys}
         if len(kinds) == 1 and (kind := kinds.pop()) in (torch.bfloat16, torch.float16):
             model.to(kind)  # spares a copy

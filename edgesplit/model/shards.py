@@ -77,17 +77,16 @@ def cut(
     checkpoint: Checkpoint,
     cache: Path,
     progress: Callable[[int], None] = lambda _: None,
-    quantization: Scheme | None = None,
 ) -> Cut:
-    """Name every block by its content, reading the weights once; `progress` gets the bytes read since its last call.
+    """Name every block by its content at its chain's precision, reading the weights once; `progress` gets the bytes
+    read since its last call.
 
     `cache`: a file that remembers the hashes; quantised shards lie in a folder beside it. Raises ModelError.
     """
     places = [*range(len(checkpoint.chain.blocks)), COMMON]
     tensors = {place: _tensors(checkpoint, place) for place in places}
     try:
-        stamp = _stamp(tensors) if quantization is None else f"{_stamp(tensors)} {quantization} {VERSION}"
-        knife = _Knife(checkpoint, cache, stamp, progress, quantization)
+        knife = _Knife(checkpoint, cache, _stamp(tensors, checkpoint.chain.quantization), progress)
         shards = {place: knife.shard(place, tensors[place]) for place in places}
         files = {
             "-".join(path.relative_to(checkpoint.folder).parts): (hashlib.sha256(path.read_bytes()).hexdigest(), path)
@@ -117,12 +116,13 @@ def _remembered(cache: Path, stamp: str) -> dict[str, str]:
     return known.hashes if known.stamp == stamp else {}
 
 
-def _stamp(tensors: Mapping[int, tuple[TensorAt, ...]]) -> str:
-    """Digest of what the hashes depend on: the files, and which of their bytes go where."""
+def _stamp(tensors: Mapping[int, tuple[TensorAt, ...]], quantization: Scheme | None) -> str:
+    """What the hashes depend on: the files, which of their bytes go where, and how they are quantised."""
     files = sorted({tensor.file for mine in tensors.values() for tensor in mine})
     states = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     parts = [[[tensor.key, str(tensor.file), tensor.start] for tensor in mine] for mine in tensors.values()]
-    return digest(json.dumps([states, parts]))
+    contents = digest(json.dumps([states, parts]))
+    return contents if quantization is None else f"{contents} {quantization} {VERSION}"
 
 
 @dataclass
@@ -131,7 +131,10 @@ class _Knife:
     cache: Path
     stamp: str
     progress: Callable[[int], None]
-    quantization: Scheme | None
+
+    @property
+    def quantization(self) -> Scheme | None:
+        return self.checkpoint.chain.quantization
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -142,7 +145,7 @@ class _Knife:
         from edgesplit.model.quantise import Source
 
         trusted = any(file.suffix == ".py" for file in self.checkpoint.side_files)
-        return Source.open(self.checkpoint.folder, self.checkpoint.tensors, self.checkpoint.places, trusted=trusted)
+        return Source.open(self.checkpoint.folder, self.checkpoint.tensors, self.checkpoint.weights, trusted=trusted)
 
     def shard(self, place: int, tensors: tuple[TensorAt, ...]) -> Shard:
         name = _name(self.checkpoint, place)

@@ -20,10 +20,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging
 
 from edgesplit.errors import ModelError
-from edgesplit.model.accounting import DTYPE_BYTES, probe, sizes, weigh
+from edgesplit.model.accounting import probe, weigh
 from edgesplit.model.blocks import COMMON, Chain
 from edgesplit.model.headers import TensorAt, renamed
 from edgesplit.model.placing import OTHER_MODEL, Placing, place
+from edgesplit.model.precision import Weight, sizes
+from edgesplit.model.quantise import find
 from edgesplit.runner.anatomy import Anatomy, AnatomyError, examine, read_config, skeleton
 from edgesplit.runner.owncode import CodeError
 from edgesplit.runner.stage import DTYPES
@@ -38,8 +40,11 @@ Tensors = Mapping[str, TensorAt]
 
 @dataclass(frozen=True)
 class Structure:
+    """`weights`: those that may be quantised; the chain is that of the plain ones."""
+
     chain: Chain
     placing: Placing
+    weights: tuple[Weight, ...]
 
 
 def analyse(
@@ -49,9 +54,11 @@ def analyse(
     model, anatomy, config = _build(folder, dtype, len(tensors), trust_remote_code)
     with _translated(folder, "load"):
         placing = place(folder, model, anatomy, tensors)
+        kept = renamed(tensors, placing.aliases)
+        quantisable = find(model, anatomy, kept, placing.places)
     with _translated(folder, "run"):
         found = probe(model, anatomy, config)
-    weights = sizes(renamed(tensors, placing.aliases), placing.places, DTYPE_BYTES[dtype])
+    weights = sizes(kept, placing.places, dtype)
     chain = Chain(
         model=name,
         architecture=type(model).__name__,
@@ -64,7 +71,7 @@ def analyse(
         glued=found.glued,
         checkpoint=contents,
     )
-    return Structure(chain, placing)
+    return Structure(chain, placing, tuple(quantisable))
 
 
 def _build(folder: Path, dtype: str, tensors: int, trusted: bool) -> tuple[Any, Anatomy, Any]:

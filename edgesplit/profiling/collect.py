@@ -30,7 +30,8 @@ Note = Callable[[str], None]
 def measured_for(checkpoint: Checkpoint, plan: ModelPlan, inventory: Inventory) -> str:
     """Digest of all that a profile's numbers depend on."""
     cores = {name: (host.cores, host.interpreter) for name, host in inventory.hosts.items()}
-    return digest(repr([checkpoint.chain.checkpoint, plan.dtype, plan.workload, plan.prefill_chunk, plan.entry, cores]))
+    precision = plan.dtype, plan.quantization
+    return digest(repr([checkpoint.chain.checkpoint, precision, plan.workload, plan.prefill_chunk, plan.entry, cores]))
 
 
 def profile(

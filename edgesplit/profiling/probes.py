@@ -28,6 +28,7 @@ def measure(spec: HostSpec, plan: ModelPlan, config: dict[str, Any], *, entry: b
     arguments = {
         "config": config,
         "dtype": plan.dtype,
+        "quantization": plan.quantization,
         # half of the answer is there when the average token is made
         "context": workload.prompt_tokens + workload.new_tokens // 2,
         "chunk": min(plan.prefill_chunk, workload.prompt_tokens),

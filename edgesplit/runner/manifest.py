@@ -58,6 +58,7 @@ class Manifest:
     """`shards`: one sha256 per block; `common`: the shard every stage needs; `files`: name -> sha256.
 
     `tied`: the head's matrix is the embedding's, so the last stage needs block 0's shard too.
+    `quantization`: of the matrices in the shards, "" for none; the shards themselves say which.
     `limit`: bytes of the largest body on the wire. `split`: the controller's own record, kept for `status`.
     `trust_remote_code`: the checkpoint's own code, which is among `files` then, may run.
     """
@@ -75,6 +76,7 @@ class Manifest:
     service: Service
     split: dict[str, Any]
     trust_remote_code: bool = False
+    quantization: str = ""
 
     @property
     def entry(self) -> str:
@@ -118,6 +120,7 @@ def parse(data: Mapping[str, Any]) -> Manifest:
             service=_fields(Service, data["service"]),
             split=dict(data["split"]),
             trust_remote_code=data["trust_remote_code"] is True,
+            quantization=str(data["quantization"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ManifestError(f"the manifest is incomplete: {error!r}") from error

@@ -25,7 +25,8 @@ BUDGET = 4.0  # seconds after which no further round begins, so that a slow host
 def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     """Everything the controller asks of a host, in one answer.
 
-    `arguments`: config (the model's), dtype, context, chunk (tokens), threads (0: all), head (measure it too).
+    `arguments`: config (the model's), dtype, quantization, context, chunk (tokens), threads (0: all), head (measure it
+    too).
     `missing` names the packages a runner needs and does not find; then `times` is None.
     """
     found = {name: version for name in PACKAGES if (version := _version(name))}
@@ -90,7 +91,7 @@ def _forwards(config: Any, count: int, name: str, arguments: dict[str, Any], dev
     """One decode step, and one prefill chunk, through `count` layers."""
     from .stage import Stage
 
-    stage = Stage.random(config, 1, count, arguments["dtype"], device)
+    stage = Stage.random(config, 1, count, arguments["dtype"], device, quantization=arguments["quantization"])
     chunk, step = (_hidden(config, tokens, arguments, device) for tokens in (arguments["chunk"], 1))
     sequence = stage.sequence()
     stage.forward(sequence, _hidden(config, arguments["context"], arguments, device))
@@ -104,7 +105,8 @@ def _head(config: Any, layers: int, arguments: dict[str, Any], device: str, step
     """`step`: what a layer returned for one token; some families return a tuple."""
     from .stage import Stage
 
-    stage = Stage.random(config, layers + 1, layers + 1, arguments["dtype"], device)
+    last, quantization = layers + 1, arguments["quantization"]
+    stage = Stage.random(config, last, last, arguments["dtype"], device, quantization=quantization)
     sequence = stage.sequence()
     return lambda: stage.forward(sequence, step)
 

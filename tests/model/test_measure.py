@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import rings  # noqa: F401 - one thread
+import torch
 from models import config
 from transformers import BloomConfig, PreTrainedConfig
 
 from edgesplit.runner import measure
+from edgesplit.runner.stage import Stage
 
 
 def measured(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]:
     monkeypatch.setattr(measure, "BUDGET", 0.0)
-    arguments = {"dtype": "float32", "context": 8, "chunk": 4, "threads": 0, "head": True, **more}
+    arguments = {"dtype": "float32", "quantization": None, "context": 8, "chunk": 4, "threads": 0, "head": True, **more}
     return measure.measure({"config": model.to_dict(), **arguments})
 
 
@@ -33,6 +35,26 @@ def test_times_of_layers_and_head(model: PreTrainedConfig, monkeypatch: pytest.M
     assert answer["runtime_bytes"] > 2**20
     assert answer["missing"] == []
     assert answer["cores"] > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_quantised_layers_and_head_are_measured_as_such(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head's matrix is a parameter no more, also where it is the embedding's."""
+    made = config(family)
+    made.intermediate_size = 64
+    stages: list[Any] = []
+    real = Stage.random
+
+    def random(*words: Any, **more: Any) -> Stage:
+        stages.append(real(*words, **more))
+        return stages[-1]
+
+    monkeypatch.setattr(Stage, "random", random)
+    assert measured(made, monkeypatch, quantization="int4")["times"]["head"] >= 0
+    assert len(stages) == 3
+    assert [name for stage in stages for name, weight in stage.model.named_parameters() if weight.dim() > 1] == []
+    kinds = [{buffer.dtype for name, buffer in stage.model.named_buffers() if "codes" in name} for stage in stages]
+    assert kinds == [{torch.uint8}, {torch.uint8}, {torch.int8}]
 
 
 def test_a_head_is_measured_only_where_one_may_be(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,6 @@ from transformers.pytorch_utils import Conv1D
 from edgesplit.errors import ModelError
 from edgesplit.model import quantise, shards
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint
-from edgesplit.model.precision import sizes
 from edgesplit.model.shards import Cut, cut
 from edgesplit.runner import kernels, quantised
 from edgesplit.runner.anatomy import read_config
@@ -118,15 +117,15 @@ def subjects(
     @cache
     def make(family: str, scheme: Scheme) -> Subject:
         work = tmp_path_factory.mktemp(f"{family}-{scheme}")
-        checkpoint = opened(checkpoints(family))
-        made = cut(checkpoint, work / "hashes.json", quantization=scheme)
+        checkpoint = opened(checkpoints(family), scheme)
+        made = cut(checkpoint, work / "hashes.json")
         return Subject(checkpoints(family), checkpoint, made, work)
 
     return make
 
 
-def opened(folder: Path) -> Checkpoint:
-    return open_checkpoint(folder, "model", "float32", folder / "chain.json")
+def opened(folder: Path, scheme: Scheme | None = None, dtype: str = "float32") -> Checkpoint:
+    return open_checkpoint(folder, "model", dtype, folder / f"chain-{dtype}.json", quantization=scheme)
 
 
 def answer(stages: Sequence[Stage]) -> tuple[list[int], torch.Tensor]:
@@ -251,18 +250,27 @@ def test_bytes_are_known_without_quantising(
     subjects: Callable[[str, Scheme], Subject], family: str, scheme: Scheme
 ) -> None:
     subject = subjects(family, scheme)
-    checkpoint = subject.checkpoint
-    source = quantise.Source.open(checkpoint.folder, checkpoint.tensors, checkpoint.places, trusted=False)
-    found = sizes(checkpoint.tensors, checkpoint.places, "float32", source.weights, scheme)
-    for place, shard in [*enumerate(subject.cut.blocks), (-1, subject.cut.common)]:
-        assert found[place] == sum(tensor.size for tensor in shard.tensors)
-    whole = sizes(checkpoint.tensors, checkpoint.places, "float32", source.weights)
-    assert whole.total() == checkpoint.chain.weight_bytes
-    half = sizes(checkpoint.tensors, checkpoint.places, "bfloat16", source.weights, scheme)
+    chain = subject.checkpoint.chain
+    assert (chain.quantization, chain.dtype) == (scheme, "float32")
+    weights = [*(block.weight_bytes for block in chain.blocks), chain.common_bytes]
+    assert weights == [sum(each.size for each in shard.tensors) for shard in (*subject.cut.blocks, subject.cut.common)]
+    half = opened(subject.folder, scheme, "bfloat16").chain
     plain = sum(
         tensor.size for shard in subject.cut.all().values() for tensor in shard.tensors if not is_quantised(tensor.key)
     )
-    assert found.total() - half.total() == plain // 2
+    assert chain.weight_bytes - half.weight_bytes == plain // 2
+    assert (
+        opened(subject.folder).chain.model_copy(update={"quantization": scheme, "blocks": chain.blocks}) == chain
+    )  # only the weights are less
+
+
+def test_a_model_without_a_matrix_that_fits(tmp_path: Path) -> None:
+    made = config("llama", LAYERS)  # its MLP's 48 columns are no whole groups
+    made.hidden_size, made.head_dim = 24, 6
+    AutoModelForCausalLM.from_config(made).save_pretrained(tmp_path)
+    opened(tmp_path)
+    with pytest.raises(ModelError, match=r"cannot be quantised: none of its layers' matrices has rows in 16s"):
+        opened(tmp_path, "int8")
 
 
 @BOTH
@@ -402,23 +410,23 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_weights_are_quantised_once(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint, cache_file, names = opened(llama), tmp_path / "hashes.json", count(monkeypatch)
-    first, seen = cut(checkpoint, cache_file, quantization="int8"), [*names]
+    checkpoint, cache_file, names = opened(llama, "int8"), tmp_path / "hashes.json", count(monkeypatch)
+    first, seen = cut(checkpoint, cache_file), [*names]
     assert len(seen) == 7 * LAYERS + 1
     progress: list[int] = []
-    assert cut(checkpoint, cache_file, progress.append, "int8") == first
+    assert cut(checkpoint, cache_file, progress.append) == first
     assert names == seen
-    assert sum(progress) == checkpoint.chain.weight_bytes
+    assert sum(progress) == opened(llama).chain.weight_bytes
 
 
 def test_progress_counts_every_byte_that_is_read(llama: Path, tmp_path: Path) -> None:
-    checkpoint, progress = opened(llama), list[int]()
-    cut(checkpoint, tmp_path / "hashes.json", progress.append, "int4")
-    assert sum(progress) == checkpoint.chain.weight_bytes
+    progress = list[int]()
+    cut(opened(llama, "int4"), tmp_path / "hashes.json", progress.append)
+    assert sum(progress) == opened(llama).chain.weight_bytes
 
 
 def test_a_cut_that_was_broken_off_goes_on(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint, cache_file, names = opened(llama), tmp_path / "hashes.json", count(monkeypatch)
+    checkpoint, cache_file, names = opened(llama, "int4"), tmp_path / "hashes.json", count(monkeypatch)
     real = shards._written
 
     def stop(name: str, file: Path) -> shards.Shard:
@@ -429,41 +437,41 @@ def test_a_cut_that_was_broken_off_goes_on(llama: Path, tmp_path: Path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_written", stop)
         with pytest.raises(KeyboardInterrupt):
-            cut(checkpoint, cache_file, quantization="int4")
+            cut(checkpoint, cache_file)
     broken = len(names)
-    cut(checkpoint, cache_file, quantization="int4")
+    cut(checkpoint, cache_file)
     assert not any("layers.0" in name for name in names[broken:])
     assert any("layers.1" in name for name in names[broken:])
 
 
 def test_another_precision_leaves_nothing_of_the_first(llama: Path, tmp_path: Path) -> None:
-    checkpoint, cache_file = opened(llama), tmp_path / "hashes.json"
-    cut(checkpoint, cache_file, quantization="int8")
-    made = cut(checkpoint, cache_file, quantization="int4")
+    cache_file = tmp_path / "hashes.json"
+    cut(opened(llama, "int8"), cache_file)
+    made = cut(opened(llama, "int4"), cache_file)
     written = {shard.sha256 for shard in made.blocks if any(is_quantised(tensor.key) for tensor in shard.tensors)}
     assert {file.stem for file in (tmp_path / "quantised").iterdir()} == written
-    plain = cut(checkpoint, cache_file)
+    plain = cut(opened(llama), cache_file)
     assert not any(is_quantised(tensor.key) for shard in plain.all().values() for tensor in shard.tensors)
 
 
 def test_a_changed_weight_changes_its_shard(llama: Path, tmp_path: Path) -> None:
     cache_file = tmp_path / "hashes.json"
-    before = cut(opened(llama), cache_file, quantization="int4")
+    before = cut(opened(llama, "int4"), cache_file)
     tensor = opened(llama).tensors["model.layers.1.mlp.up_proj.weight"]
     with tensor.file.open("r+b") as file:
         file.seek(tensor.start)
         file.write(b"\0\0\x80\x40")  # 4.0
     os.utime(tensor.file, ns=(0, 1))
-    after = cut(opened(llama), cache_file, quantization="int4")
+    after = cut(opened(llama, "int4"), cache_file)
     assert [one.name for one, other in zip(before.blocks, after.blocks, strict=True) if one != other] == ["layers.1"]
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda file: os.truncate(file, 1000)])
 def test_a_shard_that_is_damaged_is_made_again(llama: Path, tmp_path: Path, harm: Callable[[Path], None]) -> None:
-    checkpoint, cache_file = opened(llama), tmp_path / "hashes.json"
-    first = cut(checkpoint, cache_file, quantization="int8")
+    checkpoint, cache_file = opened(llama, "int8"), tmp_path / "hashes.json"
+    first = cut(checkpoint, cache_file)
     harm(tmp_path / "quantised" / f"{first.blocks[1].sha256}.safetensors")
-    assert cut(checkpoint, cache_file, quantization="int8") == first
+    assert cut(checkpoint, cache_file) == first
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -474,13 +482,13 @@ def test_weights_that_are_no_numbers(llama: Path, tmp_path: Path, value: float) 
     tensors[weight][3, 4] = value
     save_file(tensors, file)
     with pytest.raises(ModelError, match=f"{weight} cannot be quantised: some weights are no numbers"):
-        cut(opened(llama), tmp_path / "hashes.json", quantization="int8")
+        cut(opened(llama, "int8"), tmp_path / "hashes.json")
 
 
 def test_no_room_for_the_shards(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "quantised").write_text("in the way")
     with pytest.raises(ModelError, match="cannot be written"):
-        cut(opened(llama), tmp_path / "hashes.json", quantization="int8")
+        cut(opened(llama, "int8"), tmp_path / "hashes.json")
 
 
 # --- damaged shards ---
