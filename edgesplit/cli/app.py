@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from edgesplit.cli import deploy, down, generate, lab, plan, profile, status, unlock, watch
+from edgesplit.cli import check, deploy, down, generate, lab, plan, profile, status, unlock, watch
 from edgesplit.errors import EdgesplitError
 
 
@@ -71,6 +71,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="""Split a Hugging Face model over the machines you have, keep it exact, and keep it answering.
 
+    [bold]edgesplit check PLAN[/bold]    can the hosts be used, and what do they lack
     [bold]edgesplit profile PLAN[/bold]  measure the hosts and the links between them
     [bold]edgesplit plan PLAN[/bold]     find the best split, show it, save it
     [bold]edgesplit deploy PLAN[/bold]   bring it up
@@ -79,6 +80,7 @@ app = typer.Typer(
     epilog="PLAN is a YAML file such as plans/demo.yaml; it names the inventory of hosts.",
 )
 
+app.command("check", epilog="Example: edgesplit check plans/demo.yaml")(check.run)
 app.command("profile", epilog="Example: edgesplit profile plans/demo.yaml")(profile.run)
 app.command("plan", epilog="Example: edgesplit plan plans/demo.yaml --json | jq .costs")(plan.run)
 app.command("deploy", epilog="Example: edgesplit deploy plans/demo.yaml -y")(deploy.run)

@@ -118,6 +118,17 @@ def audit(folder: str, line: str) -> Command:
 # --- the runner -------------------------------------------------------------------------------------------------------
 
 
+def clock() -> Command:
+    """Seconds since 1970, as the host counts them: the least that a login is good for."""
+    return Command("read the clock", "date +%s")
+
+
+def python_version(python: str) -> Command:
+    """Of any Python, however old."""
+    script = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
+    return Command(f"run {python}", f"{path(python)} -c {shlex.quote(script)}")
+
+
 def measure(python: str, verb: str, arguments: Mapping[str, Any]) -> Command:
     """Standard input is the runner archive: run one of its measuring verbs from a temporary folder, leave nothing."""
     return Command(

@@ -6,6 +6,8 @@
     probe    read this host's spare capacity, print JSON
     listen   answer one link measurement
     call     measure the link to a listening host, print JSON
+    examine  what this host has and lacks, print JSON
+    meet     which other hosts are reached from here while they meet too, print JSON
 
 Must not know: the controller; a person never calls it by hand.
 """
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     control = verbs.add_parser("control")
     control.add_argument("--wait", type=float, default=0.0)
     control.add_argument("--timeout", type=float, required=True)
-    for name in ("measure", "probe", "listen", "call"):
+    for name in ("measure", "probe", "listen", "call", "examine", "meet"):
         verbs.add_parser(name).add_argument("arguments", type=json.loads, nargs="?", default={})
     options = parser.parse_args(arguments)
     if options.verb == "serve":
@@ -53,6 +55,10 @@ def _measurement(verb: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         from .measure import measure
 
         return measure
+    if verb in ("examine", "meet"):
+        from . import doctor
+
+        return {"examine": doctor.examine, "meet": doctor.meet}[verb]
     from . import probe
 
     return {"probe": probe.probe, "listen": probe.listen, "call": probe.call}[verb]

@@ -18,7 +18,7 @@ from workspaces import Desk, edgesplit, lay
 from edgesplit.cli import render, status
 from edgesplit.cli.workspace import Workspace
 
-VERBS = ("profile", "plan", "deploy", "status", "generate", "watch", "down", "unlock")
+VERBS = ("check", "profile", "plan", "deploy", "status", "generate", "watch", "down", "unlock")
 EDGESPLIT = str(Path(sys.executable).parent / "edgesplit")
 
 
