@@ -13,13 +13,14 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from .api import Api
-from .entry import Entry, chunks
+from .entry import Entry
 from .front import Front
 from .link import Call, Identity, Listener, Sender, connect
 from .manifest import Manifest, StagePlace
@@ -33,6 +34,7 @@ from .worker import Worker
 
 TRIAL = 0  # the sequence number of a trial; requests count from 1
 PATIENCE = 60.0  # seconds a command waits for the forward under way
+CATCH_UP = 20.0  # seconds that the sequences are given to get into the next ring before it serves all the same
 FAREWELL = 2.0  # seconds the end waits for it, and then for the neighbours to be told
 T = TypeVar("T")
 log = logging.getLogger("runner")
@@ -79,7 +81,7 @@ class Core:
                 stages[number] = self._stage(manifest, number, place, stages.values())
             ring = Ring(manifest, self.host, stages, self._worker)
             ring.sampled = self._trial_over
-            ring.broken = lambda: self._trial_broken(ring)
+            ring.broken = lambda: self._broken(ring)
             self._in_worker(lambda: self._welcome(ring))
         except BaseException:
             self._clear(manifest.epoch)
@@ -130,6 +132,8 @@ class Core:
     def commit(self, epoch: int, record: str) -> dict[str, Any]:
         """From now on this epoch serves; `record`, the signed manifest, tells any controller so."""
         ring = self._ring(epoch)
+        if self._entry is not None:
+            concurrent.futures.wait([self._in_worker(partial(self._entry.prepare, ring))], CATCH_UP)
         self._in_worker(lambda: self._take_over(ring, record))
         return {}
 
@@ -193,7 +197,7 @@ class Core:
     def _try(self, ring: Ring) -> None:
         if ring.state not in (State.LINKED, State.SERVING):
             raise CoreError(f"epoch {ring.epoch} is {ring.state.value} {ring.reason}".strip())
-        self._worker.add(*chunks(ring.epoch, TRIAL, [0, 0], 1))
+        ring.read(TRIAL, [0, 0], size=1)
 
     def _welcome(self, ring: Ring) -> None:
         ring.event(Event.LOADED)
@@ -227,7 +231,9 @@ class Core:
         if future is not None and not future.done():
             future.set_result(int(logits[0, -1].argmax()))
 
-    def _trial_broken(self, ring: Ring) -> None:
+    def _broken(self, ring: Ring) -> None:
+        if self._entry is not None:
+            self._entry.unprepare()
         future = self._trials.get(ring.epoch)
         if future is not None and not future.done():
             future.set_exception(CoreError(f"the ring of epoch {ring.epoch} broke: {ring.reason}"))

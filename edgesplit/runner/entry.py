@@ -14,11 +14,13 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from .catchup import CatchUp
 from .ring import RECENT, Ring, median
 from .sampling import Sampler, Sampling, logprob
 from .scheduler import Groups, Turn, Work, depth
@@ -61,6 +63,7 @@ class Running:
     answer: list[int] = field(default_factory=list)
     last: float = 0.0  # when the last token came, time.monotonic
     begun: float = 0.0  # when the step under way began, time.perf_counter
+    read: int = 0  # tokens that the ring had before it served; what comes of those is no answer
 
     @property
     def tokens(self) -> list[int]:
@@ -79,6 +82,7 @@ class Entry:
         self._groups = Groups(1)
         self._times: deque[float] = deque(maxlen=RECENT)
         self._laps = Laps(())
+        self._next: CatchUp | None = None
         self.tokens = 0
         self.last_token: float | None = None
 
@@ -94,22 +98,42 @@ class Entry:
     def cancel(self, number: int) -> None:
         """The client has gone: forget the sequence wherever it is."""
         self._waiting = deque(running for running in self._waiting if running.number != number)
-        if self._running.pop(number, None) is not None and self._ring is not None:
-            self._groups.leave(number)
-            self._ring.drop(0, number)
+        if self._running.pop(number, None) is not None:
+            self._forget(number)
             self._step()
         self._admit()
 
+    def _forget(self, number: int) -> None:
+        self._groups.leave(number)
+        if self._ring is not None:
+            self._ring.drop(0, number)
+        if self._next is not None:
+            self._next.leave(number)
+
+    def prepare(self, ring: Ring) -> Future[None]:
+        """This ring will serve soon: it may read what the sequences have so far. Done when `attach` will be quick."""
+        self.unprepare()
+        serving = self._ring is not None and self._ring.state is State.SERVING
+        readers = {number: running for number, running in self._running.items() if not running.request.inputs}
+        self._next = CatchUp(ring, readers if serving and ring.pieces else {})
+        return self._next.done
+
+    def unprepare(self) -> None:
+        """Nobody need wait any more; what was read counts if `attach` comes."""
+        if self._next is not None:
+            self._next.stop()
+
     def attach(self, ring: Ring) -> None:
-        """From now on this ring serves; what was running is replayed into it."""
+        """From now on this ring serves; of what was running it gets what it has not read yet."""
         if self._ring is not None:
             self._ring.sampled = self._ring.refused = None
-        self._ring = ring
+        read = self._next.read if self._next is not None and self._next.ring is ring else {}
+        self._ring, self._next = ring, None
         ring.sampled, ring.refused = self._sampled, self._refused
         self._groups = Groups(ring.decode_batch)
         self._laps = Laps(tuple(place.host for place in ring.manifest.stages))
         for running in self._running.values():
-            self._prefill(running)
+            self._prefill(running, read.get(running.number, 0))
         self._admit()
 
     def _admit(self) -> None:
@@ -121,8 +145,9 @@ class Entry:
             self._running[running.number] = running
             self._prefill(running)
 
-    def _prefill(self, running: Running) -> None:
-        """The prompt, and after a change of epoch the answer so far, in chunks that overlap along the ring.
+    def _prefill(self, running: Running, read: int = 0) -> None:
+        """The prompt, and after a change of epoch the answer so far, from token `read` on, in chunks that overlap along
+        the ring.
 
         A prompt with images is one chunk: some models let all of an image, or of the prompt, see each other.
         """
@@ -130,8 +155,9 @@ class Entry:
         assert ring is not None  # noqa: S101 - callers hold a ring
         running.last = 0.0
         request = running.request
+        running.read = read
         if not request.inputs:
-            self._worker.add(*chunks(ring.epoch, running.number, running.tokens, ring.chunk))
+            ring.read(running.number, running.tokens, read)
             return
         prompt = Prompt(torch.tensor([request.prompt]), request.inputs)
         first = Work(
@@ -143,8 +169,8 @@ class Entry:
             payload=prompt,
             since=time.perf_counter(),
         )
-        rest = chunks(ring.epoch, running.number, running.tokens, ring.chunk, len(request.prompt))
-        self._worker.add(first, *rest)
+        self._worker.add(first)
+        ring.read(running.number, running.tokens, len(request.prompt))
 
     def _refused(self, work: Work[Any], error: Exception) -> None:
         log.warning("sequence %d does not fit the model: %s", work.sequence, error)
@@ -158,7 +184,7 @@ class Entry:
             self._laps.add(
                 work, [self._running[turn.sequence].begun for turn in work.turns if turn.sequence in self._running]
             )
-        going = [turn.sequence for turn in work.turns if self._goes_on(turn.sequence, logits[turn.row])]
+        going = [turn.sequence for turn in work.turns if self._goes_on(turn, logits[turn.row])]
         if work.prefill:
             for sequence in going:
                 self._groups.join(sequence)
@@ -180,10 +206,10 @@ class Entry:
             ids = torch.tensor([[member.answer[-1]] for member in members])
             self._worker.add(Work(ring.epoch, 0, turns, prefill=False, sample=True, payload=ids, since=now))
 
-    def _goes_on(self, sequence: int, logits: torch.Tensor) -> bool:
+    def _goes_on(self, turn: Turn, logits: torch.Tensor) -> bool:
         """Take the next token of a sequence from its [T, vocabulary]; does it want another?"""
-        running = self._running.get(sequence)
-        if running is None:
+        running = self._running.get(turn.sequence)
+        if running is None or turn.position < running.read:
             return False
         request = running.request
         if request.encoded is not None:
@@ -192,7 +218,7 @@ class Entry:
         try:
             token = running.sampler.pick(logits[-1], running.tokens)
         except RuntimeError as error:  # logits that are no numbers: this request's misfortune, not the ring's
-            log.warning("sequence %d gave no token: %s", sequence, error)
+            log.warning("sequence %d gave no token: %s", running.number, error)
             return self._finish(running, "error")
         running.answer.append(token)
         self._clock(running)
@@ -211,9 +237,7 @@ class Entry:
     def _finish(self, running: Running, end: str) -> bool:
         """It is over; it does not go on."""
         del self._running[running.number]
-        self._groups.leave(running.number)
-        if self._ring is not None:
-            self._ring.drop(0, running.number)
+        self._forget(running.number)
         running.request.emit(None, end, None)
         self._admit()
         return False
@@ -265,20 +289,3 @@ class Laps:
             "stages": stages,
             "depth": self.depth,
         }
-
-
-def chunks(epoch: int, sequence: int, tokens: list[int], size: int, begin: int = 0) -> list[Work[torch.Tensor]]:
-    """A prompt from a token on as work for stage 0: pieces of `size` tokens, the last of which asks for a sample."""
-    starts = range(begin, len(tokens), size)
-    return [
-        Work(
-            epoch,
-            stage=0,
-            turns=(Turn(sequence, start, 0),),
-            prefill=True,
-            sample=start + size >= len(tokens),
-            payload=torch.tensor([tokens[start : start + size]]),
-            since=time.perf_counter(),
-        )
-        for start in starts
-    ]

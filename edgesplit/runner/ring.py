@@ -1,7 +1,7 @@
 """One epoch in one runner: its stages, the caches of its sequences, and the links to its neighbours.
 
 Everything here runs in the worker's thread but `receive` and `fault`, which the links call and which only hand over.
-Must not know: requests, tokens, sampling (entry.py does), nor how an epoch is commanded (core.py does).
+Must not know: requests, sampling (entry.py does), nor how an epoch is commanded (core.py does).
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Ring:
         self.chunk, self.limit = manifest.service.prefill_chunk, manifest.limit
         if not all(stage.chunks and stage.kind == "text" for stage in stages.values()):  # prompts may travel whole then
             self.limit *= -(-manifest.service.max_context // self.chunk)
-        if not all(stage.chunks for stage in stages.values()):
+        self.pieces = all(stage.chunks for stage in stages.values())  # may what a sequence has come in pieces?
+        if not self.pieces:
             self.chunk = manifest.service.max_context
         plain = all(stage.kind == "text" for stage in stages.values())
         self.decode_batch = manifest.service.decode_batch if plain else 1  # what images tell layers is told row by row
@@ -150,6 +151,25 @@ class Ring:
             self.broken()
 
     # --- work ---
+
+    def read(self, sequence: int, tokens: list[int], begin: int = 0, size: int | None = None) -> None:
+        """Send tokens of a sequence, from place `begin` on, around the ring in pieces; the last asks for a sample."""
+        size = size or self.chunk
+        starts = range(begin, len(tokens), size)
+        self._worker.add(
+            *(
+                Work(
+                    self.epoch,
+                    stage=0,
+                    turns=(Turn(sequence, start, 0),),
+                    prefill=True,
+                    sample=start + size >= len(tokens),
+                    payload=torch.tensor([tokens[start : start + size]]),
+                    since=time.perf_counter(),
+                )
+                for start in starts
+            )
+        )
 
     def run(self, work: Work[Any]) -> None:
         """One forward; the result goes on to the next stage, or to the entry's sampler."""

@@ -22,8 +22,9 @@ from transformers import AutoModelForCausalLM, Mamba2Config
 from edgesplit.runner import core as core_module
 from edgesplit.runner import entry
 from edgesplit.runner.api import Api, Front
+from edgesplit.runner.catchup import CLOSE
 from edgesplit.runner.core import CoreError
-from edgesplit.runner.entry import Overloaded, Request
+from edgesplit.runner.entry import Entry, Overloaded, Request
 from edgesplit.runner.link import LinkError
 from edgesplit.runner.manifest import StagePlace
 from edgesplit.runner.ring import Ring
@@ -192,6 +193,67 @@ def test_an_answer_goes_on_through_a_planned_change(rig: Rig, expected: list[int
     under_way(answer)
     rig.up(2, *OTHER)
     assert answer.whole() == expected
+
+
+@pytest.mark.usefixtures("slow")
+def test_before_a_planned_change_the_next_ring_has_read_what_there_is(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the change costs an answer a few tokens in one piece, not the whole of it again."""
+    alone = rig_alone(rig, long := PROMPT * 4)
+    read: list[tuple[int, str, int]] = []
+    true = Ring.read
+
+    def spied(self: Ring, sequence: int, tokens: list[int], begin: int = 0, size: int | None = None) -> None:
+        read.append((self.epoch, self.state.value, len(tokens) - begin))
+        true(self, sequence, tokens, begin, size)
+
+    answers = [rig.submit(long, 60) for _ in range(2)]
+    under_way(answers[-1])
+    monkeypatch.setattr(Ring, "read", spied)
+    rig.up(2, *OTHER)
+    assert not any(answer.end for answer in answers)  # they went on meanwhile
+    assert [answer.whole() for answer in answers] == [alone] * 2
+    before = [count for epoch, state, count in read if (epoch, state) == (2, "linked") and count > 2]
+    after = [count for epoch, state, count in read if (epoch, state) == (2, "serving")]
+    assert min(before[:2]) >= len(long) + 4
+    assert len(after) == 2
+    assert max(after) <= 2 * CLOSE
+
+
+def rig_alone(rig: Rig, prompt: list[int]) -> list[int]:
+    rig.up(1, *TWO)
+    return rig.submit(prompt, 60).whole()
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("when", ["cancelled", "broken", "late"])
+def test_a_planned_change_while_things_happen(rig: Rig, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    alone = rig_alone(rig, PROMPT)
+    answers = [rig.submit(PROMPT, 60) for _ in range(2)]
+    under_way(answers[-1])
+    true = Entry.prepare
+
+    def prepare(self: Entry, ring: Ring) -> Any:
+        done = true(self, ring)
+        if when == "cancelled":
+            self.cancel(answers[0].number)
+        elif when == "broken":
+            ring.fault("shelf", "the plug was pulled")
+        return done
+
+    monkeypatch.setattr(Entry, "prepare", prepare)
+    if when == "late":
+        monkeypatch.setattr(core_module, "CATCH_UP", 0.001)
+    if when == "broken":
+        with pytest.raises(CoreError, match="the plug was pulled"):
+            rig.up(2, *OTHER)
+        for core in rig.cores.values():
+            core.retire(2)
+    else:
+        rig.up(2, *OTHER)
+    assert answers[1].whole() == alone
+    eventually(lambda: not any(rig.sequences(1 if when == "broken" else 2)))
 
 
 @pytest.mark.usefixtures("slow")
