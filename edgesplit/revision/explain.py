@@ -15,8 +15,8 @@ from edgesplit.plan import Objective
 from edgesplit.revision.baseline import greedy, single_host
 from edgesplit.revision.blend import too_many
 from edgesplit.revision.cost import Costs, evaluate, service_notes, violations
+from edgesplit.revision.exact import optimise
 from edgesplit.revision.problem import TRUSTED, Problem
-from edgesplit.revision.program import optimise
 from edgesplit.revision.segments import cut
 from edgesplit.split import Split, Stage, split_from_placement
 from edgesplit.units import format_size, format_time

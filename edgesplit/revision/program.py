@@ -1,4 +1,4 @@
-"""The integer program of Split Revision (eq. 3-7 and 9), in PuLP, solved with HiGHS.
+"""The integer program of Split Revision (eq. 3-7 and 9), in PuLP.
 
 The chain is cut into segments of `count` identical units. Within a segment a host has at most one stretch; which hosts
 have one, in which order and how long, is a route:
@@ -6,9 +6,10 @@ have one, in which order and how long, is a route:
     first[h], last[h]   the segment begins, ends on h                       one of each
     arc[h,g]            g's stretch follows h's                             in-degree = out-degree = visit[h]
     count[h]            units on h                                          visit <= count <= limit x visit
-    done[h,g]           units done when the route goes from h to g          a flow, so that no cycle stands alone
+    done[h,g]           units done when the route goes from h to g          where positions count: for privacy
     joint[h,g]          the segment ends on h and the next begins on g      free when h = g: the same stage goes on
 
+That no cycle stands alone is not in the rows: the search cuts cycles off (cuts.py).
 A segment of one unit needs only `first`: that is the paper's x_ij (eq. 4). Memory and load are eq. 5; pins (eq. 6 and
 10) are variables that do not exist. The maxima in L and U are variables above their arguments. P counts layers by
 position: see `_exposure`. Times are divided by Problem-sized constants, so that the solver's absolute tolerances are
@@ -18,62 +19,19 @@ Must not know: plans, or how a result is explained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import highspy
 import pulp
 
-from edgesplit.errors import EdgesplitError
-from edgesplit.revision.blend import blended, near, too_many
+from edgesplit.revision.branch import Route, Shape
+from edgesplit.revision.cuts import Hop
 from edgesplit.revision.problem import Problem
-from edgesplit.revision.segments import Hop, Segment, counting_is_exact, cut, every_pair_linked
-from edgesplit.split import Split
+from edgesplit.revision.segments import Segment
 
-TOLERANCE = 1e-9  # of the solver, on numbers scaled to about 1
-OPTIONS = {
-    "threads": 1,  # with the fixed seed: equal problems, equal answers
-    "random_seed": 0,
-    "mip_rel_gap": TOLERANCE,
-    "mip_abs_gap": TOLERANCE,
-    "mip_feasibility_tolerance": TOLERANCE,
-    "primal_feasibility_tolerance": TOLERANCE,
-    "dual_feasibility_tolerance": TOLERANCE,
-}
 KIB = 1024
-GAIN = 1e-6  # share of Phi worth another look
 Expression = Any  # PuLP's; it is untyped here
-
-
-class _Highs(highspy.Highs):  # type: ignore[misc] # untyped here
-    """HiGHS logs a banner to stdout at the first call that is not about its options, and its constructor makes one."""
-
-    def enableCallbacks(self) -> None:  # noqa: N802 # HiGHS's name
-        self.setOptionValue("output_flag", False)
-        super().enableCallbacks()
-
-
-class _Solver(pulp.HiGHS):  # type: ignore[misc] # untyped here
-    """PuLP's HiGHS, silent."""
-
-    def createAndConfigureSolver(self, lp: Any) -> None:  # noqa: N802 # PuLP's name
-        lp.solverModel = _Highs()
-        for name, value in self.optionsDict.items():
-            lp.solverModel.setOptionValue(name, value)
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """The best host of each block; Phi as the program sees it, and the proven lower bound on it.
-
-    `complete`: every split was considered, not only those with one stretch per host and segment.
-    """
-
-    placement: tuple[str, ...]
-    objective: float
-    bound: float
-    complete: bool
 
 
 @dataclass
@@ -89,56 +47,13 @@ class _Piece:
     done: dict[Hop, Expression]
 
 
-def optimise(problem: Problem, fixed_boundaries: Split | None = None, merge: bool = True) -> Optimum | None:
-    """None when nothing satisfies all constraints. See solver.solve for the two options."""
-    segments = cut(problem, fixed_boundaries, merge)
-    if merge and fixed_boundaries is None and too_many(segments):
-        found = _roughly(problem)
-        if found is not None:
-            return found
-    complete = counting_is_exact(problem, segments)
-    optimum = _solve(problem, segments, complete)
-    if optimum is None and not complete and not every_pair_linked(problem):  # a star's centre has several stretches
-        return _solve(problem, cut(problem, None, merge=False), complete=True)
-    return optimum
+class Program:
+    """`lp`: PuLP's; `objective` is Phi / `scale`."""
 
-
-def _roughly(problem: Problem) -> Optimum | None:
-    """Layers of many kinds first as if alike, then exactly near the boundaries found, while that makes it better."""
-    alike = blended(problem)
-    rough = _solve(alike, cut(alike, None, merge=True), complete=False)
-    best: Optimum | None = None
-    while rough is not None:
-        close = near(problem, rough.placement)
-        rough = _solve(close, cut(close, None, merge=True), complete=False)
-        if best is not None and (rough is None or rough.objective >= best.objective * (1 - GAIN)):
-            break
-        best = rough
-    return best
-
-
-def _solve(problem: Problem, segments: list[Segment], complete: bool) -> Optimum | None:
-    if any(not segment.limits for segment in segments):
-        return None
-    program = _Program(problem, segments)
-    status = program.lp.solve(_Solver(msg=False, **OPTIONS))
-    if status == pulp.LpStatusInfeasible:
-        return None
-    if status != pulp.LpStatusOptimal:
-        raise EdgesplitError(f"the solver stopped without an answer: {pulp.LpStatus[status]}")
-    constant = program.lp.objective.constant
-    return Optimum(
-        placement=tuple(program.placement()),
-        objective=pulp.value(program.lp.objective) * program.scale,
-        bound=(program.lp.solverModel.getInfo().mip_dual_bound + constant) * program.scale,
-        complete=complete,
-    )
-
-
-class _Program:
     def __init__(self, problem: Problem, segments: list[Segment]) -> None:
         self.problem = problem
         self.lp = pulp.LpProblem("split_revision", pulp.LpMinimize)
+        self.ladders: list[list[Expression]] = []
         self.number = {host: str(number) for number, host in enumerate(problem.hosts)}
         self.pieces = [self._piece(number, segment) for number, segment in enumerate(segments)]
         self.joints = [
@@ -147,6 +62,7 @@ class _Program:
         self.stages = [self._new_stages(number, piece) for number, piece in enumerate(self.pieces)]
         self.hosts = [host for host in problem.hosts if any(host in segment.limits for segment in segments)]
         self._limit_memory()
+        self._limit_units()
         self.load = {host: self._request_seconds(host) for host in self.hosts}
         self._limit_load()
         self.scale = self._scale()
@@ -172,9 +88,12 @@ class _Program:
             visit={host: self._number("visit", number, host) for host in hosts},
             count={host: self._number("count", number, host, kind=pulp.LpInteger, most=hosts[host]) for host in hosts},
             arc={pair: self._number("arc", number, *pair, kind=pulp.LpBinary) for pair in pairs},
-            done={pair: self._number("done", number, *pair, most=segment.count - 1) for pair in pairs},
+            done={},
         )
         self._route(piece)
+        if self.problem.objective.privacy > 0:
+            piece.done.update({pair: self._number("done", number, *pair, most=segment.count - 1) for pair in pairs})
+            self._in_order(piece)
         return piece
 
     def _route(self, piece: _Piece) -> None:
@@ -186,6 +105,10 @@ class _Program:
             lp += piece.last[host] + _out_of(piece.arc, host) == piece.visit[host]
             lp += piece.count[host] >= piece.visit[host]
             lp += piece.count[host] <= limit * piece.visit[host]
+
+    def _in_order(self, piece: _Piece) -> None:
+        lp, total = self.lp, piece.segment.count
+        for host in piece.visit:
             came = _into(piece.done, host) + piece.count[host]
             lp += came == _out_of(piece.done, host) + total * piece.last[host]
         for pair, arc in piece.arc.items():
@@ -232,6 +155,20 @@ class _Program:
             room = (problem.hosts[host].budget + 0.5) / KIB
             held = self._per_host(host, units, problem.common / KIB)
             self.lp += held + problem.workspace / KIB * used <= room
+
+    def _limit_units(self) -> None:
+        """Implied by the memory, but not by its relaxation: units at least as large as the smallest of some segments
+        fit a host in whole numbers only."""
+        problem = self.problem
+        sizes = [sum(problem.memory[piece.segment.unit]) for piece in self.pieces]
+        bound = {number: piece for number, piece in enumerate(self.pieces) if len(piece.segment.limits) > 1}
+        for least in sorted({sizes[number] for number in bound} - {0}):
+            for host in self.hosts:
+                own = [n for n, piece in bound.items() if sizes[n] >= least and host in piece.count]
+                forced = sum(sizes[n] for n, piece in enumerate(self.pieces) if n not in bound and host in piece.count)
+                room = problem.hosts[host].budget - problem.workspace - problem.common - forced
+                if sum(self.pieces[n].segment.count for n in own) * least > room and len(own) > 1:
+                    self.lp += pulp.lpSum(self.pieces[n].count[host] for n in own) <= max(0, room // least)
 
     def _busy(self, host: str, per_block: tuple[float, ...], overhead: float) -> Expression:
         return self._per_host(host, [sum(per_block[piece.segment.unit]) for piece in self.pieces], overhead)
@@ -348,6 +285,7 @@ class _Program:
         if not pairs:
             return pulp.LpAffineExpression()
         at = {position: self._number("leave", number, host, position, kind=pulp.LpBinary) for position in positions}
+        self.ladders.append(list(at.values()))
         self.lp += pulp.lpSum(at.values()) == pulp.lpSum(piece.arc[pair] for pair in pairs)
         moved = pulp.lpSum(position * chosen for position, chosen in at.items())
         self.lp += moved == pulp.lpSum(piece.done[pair] for pair in pairs)
@@ -369,17 +307,36 @@ class _Program:
 
     # Answer
 
-    def placement(self) -> Iterable[str]:
+    def shape(self) -> Shape:
+        """What the search must know beside the rows; variables by their place in `lp.variables()`."""
+        routed = [piece for piece in self.pieces if piece.arc]
+        kinds = (
+            [piece.visit for piece in routed],
+            [piece.first for piece in self.pieces] + [piece.last for piece in routed],
+            [piece.arc for piece in routed],
+            [piece.count for piece in routed],
+        )
+        return Shape(
+            whole=[[one.index for variables in kind for one in variables.values()] for kind in kinds],
+            ladders=[[one.index for one in ladder] for ladder in self.ladders],
+            routes=[Route(*(_columns(each) for each in (one.first, one.visit, one.arc))) for one in routed],
+        )
+
+    def placement(self, values: Sequence[float]) -> Iterable[str]:
         """The host of each block, along the routes."""
         for piece in self.pieces:
-            host = _chosen(piece.first)
+            host = max(piece.first, key=lambda one: values[piece.first[one].index])
             for _ in piece.visit:
-                units = round(pulp.value(piece.count[host]))
+                units = round(values[piece.count[host].index])
                 yield from [host] * (units * piece.segment.width)
-                onward = [pair for pair, arc in piece.arc.items() if pair[0] == host and pulp.value(arc) > 0.5]
+                onward = [pair for pair, arc in piece.arc.items() if pair[0] == host and values[arc.index] > 0.5]
                 if not onward:
                     break
                 host = onward[0][1]
+
+
+def _columns(variables: dict[Any, Expression]) -> dict[Any, int]:
+    return {key: variable.index for key, variable in variables.items()}
 
 
 def _into(pairs: dict[Hop, Expression], host: str) -> Expression:
@@ -392,7 +349,3 @@ def _out_of(pairs: dict[Hop, Expression], host: str) -> Expression:
 
 def _sum_over(chosen: dict[str, Expression], trusted: frozenset[str]) -> Expression:
     return pulp.lpSum(value for host, value in chosen.items() if host not in trusted)
-
-
-def _chosen(variables: dict[str, Expression]) -> str:
-    return max(variables, key=lambda host: float(pulp.value(variables[host])))

@@ -13,7 +13,6 @@ from edgesplit.errors import InputError
 from edgesplit.revision.problem import Problem
 from edgesplit.split import Split
 
-Hop = tuple[str, str]
 ROUNDING = 1 + 1e-12  # of seconds added in another order
 
 

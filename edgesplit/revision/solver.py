@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from edgesplit.errors import EdgesplitError
 from edgesplit.revision.cost import Costs, evaluate, violations
+from edgesplit.revision.exact import optimise
 from edgesplit.revision.explain import why_infeasible
 from edgesplit.revision.problem import Problem
-from edgesplit.revision.program import optimise
 from edgesplit.split import Split, split_from_placement
 from edgesplit.values import Value
 

@@ -16,8 +16,8 @@ from edgesplit.fleet import LinkProfile
 from edgesplit.plan import Objective, Pin, Workload
 from edgesplit.revision.baseline import greedy, single_host
 from edgesplit.revision.cost import evaluate, violations
+from edgesplit.revision.exact import optimise
 from edgesplit.revision.problem import Problem
-from edgesplit.revision.program import optimise
 from edgesplit.revision.segments import cut
 from edgesplit.revision.solver import Solution, solve
 from edgesplit.split import Split, split_from_placement

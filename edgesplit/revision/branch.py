@@ -1,0 +1,218 @@
+"""Branch and cut: an integer program solved through its relaxations, with cuts and bounds of our own.
+
+HiGHS solves the relaxations, each from where the last one ended. What is left to do by hand is little, because the
+relaxation with its cuts is almost whole: a few dozen nodes, where HiGHS's own search takes ten times as long over its
+first one. Depth first until a bound is no longer the least, then from the least one: equal problems, equal answers.
+Must not know: what the variables mean, except which of them form a route or a ladder.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import highspy
+
+from edgesplit.errors import EdgesplitError
+from edgesplit.revision.cuts import Hop, unreached
+
+TOLERANCE = 1e-9  # of the solver, on numbers scaled to about 1
+WHOLE = 1e-6  # from a whole number
+ROUNDS = 300  # of cuts at the root; elsewhere a round is as good as the next node
+STALLED, STALLS = 1e-6, 8  # share of the value that a round must win, and how often it may not
+NODES = 20_000  # then the best split so far is the answer, with its gap
+Bounds = dict[int, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """The columns of one segment that form a route."""
+
+    first: dict[str, int]
+    visit: dict[str, int]
+    arc: dict[Hop, int]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What must hold beside the rows. `whole`: columns that must be whole, by importance; `ladders`: columns of which
+    one is 1 and the others 0, in order; `routes`: each must be one way from its beginning to its end."""
+
+    whole: Sequence[Sequence[int]]
+    ladders: Sequence[Sequence[int]]
+    routes: Sequence[Route]
+
+
+@dataclass
+class Found:
+    """The best values of the columns, and the bound that no others are below. `values` None: there are none."""
+
+    values: list[float] | None = None
+    objective: float = math.inf
+    bound: float = -math.inf
+    nodes: int = 0
+
+
+@dataclass(order=True)
+class _Node:
+    bound: float
+    number: int
+    bounds: Bounds = field(compare=False)
+
+
+class Search:
+    """`slack`: the answer may be worse than the bound by so much."""
+
+    def __init__(self, model: Any, shape: Shape, slack: float = TOLERANCE) -> None:
+        self.model = model
+        self.shape = shape
+        self.slack = slack
+        program = model.getLp()
+        self.limits = list(zip(program.col_lower_, program.col_upper_, strict=True))
+        self.rows = model.getNumRow()
+        self.set: Bounds = {}
+        self.found = Found()
+        self.root, self.costs = -math.inf, [0.0] * len(self.limits)
+
+    def run(self, nodes: int = NODES) -> Found:
+        found, waiting, number = self.found, [_Node(-math.inf, 0, {})], 0
+        while waiting:
+            node = heapq.heappop(waiting)
+            found.bound = min(node.bound, found.objective)
+            if self._settled(node.bound) or found.nodes >= nodes:
+                return found
+            bounds: Bounds | None = node.bounds
+            while bounds is not None:
+                bounds, other = self._visit(bounds)
+                if other is not None:
+                    number += 1
+                    heapq.heappush(waiting, _Node(other[0], number, other[1]))
+        found.bound = found.objective
+        return found
+
+    def _settled(self, bound: float) -> bool:
+        return bound >= self.found.objective - self.slack
+
+    def _visit(self, bounds: Bounds) -> tuple[Bounds | None, tuple[float, Bounds] | None]:
+        """One node: the child to go on with, and the other one with its bound."""
+        first = self.found.nodes == 0
+        self.found.nodes += 1
+        self._apply(bounds)
+        values = self._relax(ROUNDS if first else 1)
+        if values is None:
+            return None, None
+        bound = self._value()
+        if first:
+            self._remember(bound)
+        if self._settled(bound):
+            return None, None
+        halves = self._halves(values, bounds)
+        if halves is None:
+            self._keep(values, bound)
+            return None, None
+        return halves[0], (bound, halves[1])
+
+    # Relaxations
+
+    def _apply(self, bounds: Bounds) -> None:
+        for column in self.set.keys() | bounds.keys():
+            self.model.changeColBounds(column, *bounds.get(column, self.limits[column]))
+        self.set = bounds
+
+    def _solve(self) -> bool:
+        self.model.run()
+        status = self.model.getModelStatus()
+        if status == highspy.HighsModelStatus.kOptimal:
+            return True
+        if status in {highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible}:
+            return False
+        raise EdgesplitError(f"the solver stopped without an answer: {self.model.modelStatusToString(status)}")
+
+    def _value(self) -> float:
+        return float(self.model.getInfo().objective_function_value)
+
+    def _relax(self, rounds: int) -> list[float] | None:
+        """Cuts until none is violated, or none helps; a whole solution breaks none. None: nothing is left."""
+        stalls, last = 0, -math.inf
+        while True:
+            if not self._solve():
+                return None
+            value = self._value()
+            if self._settled(value):
+                return []
+            values = list(self.model.getSolution().col_value)
+            stalls = stalls + 1 if value - last <= STALLED * abs(value) else 0
+            last, rounds = value, rounds - 1
+            enough = rounds < 0 or stalls == STALLS
+            if enough and self._fractional(values):
+                return values
+            cuts = [self._cut(route, values) for route in self.shape.routes]
+            if not any(cuts):
+                return values
+
+    def _cut(self, route: Route, values: list[float]) -> bool:
+        first = {host: values[column] for host, column in route.first.items()}
+        arcs = {hop: values[column] for hop, column in route.arc.items()}
+        visits = {host: values[column] for host, column in route.visit.items()}
+        found = unreached(first, arcs, visits)
+        for host, inside in found:
+            entering = [route.first[each] for each in sorted(inside) if each in route.first]
+            entering += [arc for hop, arc in route.arc.items() if hop[1] in inside and hop[0] not in inside]
+            columns = [*entering, route.visit[host]]
+            self.model.addRow(0.0, highspy.kHighsInf, len(columns), columns, [*[1.0] * len(entering), -1.0])
+        return bool(found)
+
+    # Bounds that hold everywhere
+
+    def _remember(self, bound: float) -> None:
+        """The root's value and reduced costs; its cuts that do not bind any more are dropped."""
+        self.root, self.costs = bound, list(self.model.getSolution().col_dual)
+        values = self.model.getSolution().row_value
+        lower = self.model.getLp().row_lower_
+        idle = [row for row in range(self.rows, len(values)) if values[row] > lower[row] + WHOLE]
+        if idle:
+            self.model.deleteRows(len(idle), idle)
+
+    def _keep(self, values: list[float], value: float) -> None:
+        """A better solution. What costs more than its distance from the root is 0 in every better one."""
+        self.found.values, self.found.objective = values, value
+        for column, cost in enumerate(self.costs):
+            least, most = self.limits[column]
+            if cost > value - self.root + WHOLE and most > least:
+                self.limits[column] = (least, least)
+                self.model.changeColBounds(column, least, least)
+
+    # Branching
+
+    def _fractional(self, values: list[float]) -> list[int]:
+        """Columns that must be whole and are not: of the most important kind that has any, most fractional first."""
+        for columns in self.shape.whole:
+            broken = [column for column in columns if _off(values[column]) > WHOLE]
+            if broken:
+                return sorted(broken, key=lambda column: (-round(_off(values[column]), 6), column))
+        return []
+
+    def _halves(self, values: list[float], bounds: Bounds) -> tuple[Bounds, Bounds] | None:
+        """Two sets of bounds that part the node, the more promising one first; None if it is whole."""
+        broken = self._fractional(values)
+        if broken:
+            column = broken[0]
+            least, most = bounds.get(column, self.limits[column])
+            floor = math.floor(values[column])
+            down, up = {**bounds, column: (least, floor)}, {**bounds, column: (floor + 1.0, most)}
+            return (up, down) if values[column] - floor >= 0.5 else (down, up)
+        for ladder in self.shape.ladders:
+            taken = [step for step, column in enumerate(ladder) if values[column] > WHOLE]
+            if len(taken) > 1:
+                at = sum(step * values[ladder[step]] for step in taken) / sum(values[ladder[step]] for step in taken)
+                middle = min(max(math.floor(at), taken[0]), taken[-1] - 1)
+                below, above = ladder[: middle + 1], ladder[middle + 1 :]
+                return {**bounds, **dict.fromkeys(above, (0.0, 0.0))}, {**bounds, **dict.fromkeys(below, (0.0, 0.0))}
+        return None
+
+
+def _off(value: float) -> float:
+    return abs(value - round(value))
