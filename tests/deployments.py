@@ -56,6 +56,13 @@ class Deployment:
     def pid(self, host: str) -> int:
         return int((self.folder(host) / "runner.pid").read_text())
 
+    def ask(self, path: str, **body: Any) -> dict[str, Any]:
+        """The whole answer."""
+        with self.post(path, body) as response:
+            answer = json.loads(response.read())
+        assert response.status == 200, answer
+        return answer
+
     @contextlib.contextmanager
     def post(self, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
         connection = http.client.HTTPConnection(self.plan.api.address, self.plan.api.port, timeout=120)
@@ -67,10 +74,7 @@ class Deployment:
     def complete(self, prompt: list[int] | str, count: int, **more: Any) -> dict[str, Any]:
         """The choice of a whole answer; greedy, and past the end token, unless told otherwise."""
         body = {"prompt": prompt, "max_tokens": count, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
-        with self.post("/v1/completions", {**body, **more}) as response:
-            answer = json.loads(response.read())
-        assert response.status == 200, answer
-        return answer["choices"][0]
+        return self.ask("/v1/completions", **{**body, **more})["choices"][0]
 
     def stream(self, prompt: list[int] | str, count: int, **more: Any) -> Iterator[dict[str, Any]]:
         """The choices of a streamed answer, as they come; the last one carries all token ids."""
@@ -116,10 +120,15 @@ def plan(model: Path, **changes: Any) -> ModelPlan:
 
 @contextlib.contextmanager
 def deployment(
-    folder: Path, family: str = "llama", layers: int = 4, targets: Mapping[str, SshTarget] | None = None, **changes: Any
+    folder: Path,
+    family: str = "llama",
+    layers: int = 4,
+    targets: Mapping[str, SshTarget] | None = None,
+    model: Path | None = None,
+    **changes: Any,
 ) -> Iterator[Deployment]:
-    """Hosts that hold nothing yet; whatever a test leaves on them is taken down."""
-    model = make_checkpoint(folder / "model", family, layers)
+    """Hosts that hold nothing yet; whatever a test leaves on them is taken down. `model`: one that is made."""
+    model = model or make_checkpoint(folder / "model", family, layers)
     wish = plan(model, **changes)
     hosts = inventory(folder / "work", targets)
     checkpoint = open_checkpoint(model, str(model), wish.dtype)

@@ -39,8 +39,8 @@ from transformers import (
     SmolVLMConfig,
 )
 
-from edgesplit.runner.anatomy import model_class
-from edgesplit.runner.images import _without_videos
+from edgesplit.runner.anatomy import model_class, read_config
+from edgesplit.runner.images import Images, _without_videos
 from edgesplit.runner.stage import Prompt
 
 LAYERS = 3  # of the text model, and of the tower: they must not be taken for each other
@@ -264,3 +264,14 @@ def message(*parts: str | bytes) -> dict[str, Any]:
         for part in parts
     ]
     return {"role": "user", "content": content}
+
+
+def unsplit_answer(case: Case, chat: list[Any], count: int) -> list[int]:
+    """The tokens of the whole model's greedy `generate`."""
+    ids, inputs = Images.load(case.folder, read_config(str(case.folder))).read(chat, None)
+    prompt = torch.tensor([ids])
+    tokens = case.whole.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False, eos_token_id=None,
+        **inputs,
+    )  # fmt: skip
+    return [int(token) for token in tokens[0, len(ids) :]]

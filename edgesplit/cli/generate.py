@@ -133,7 +133,9 @@ def _unsplit(space: Workspace, prompt: list[int], count: int) -> list[int]:
     logging.disable_progress_bar()
     dtype = getattr(torch, space.plan.dtype)
     kind = AutoModelForImageTextToText if space.checkpoint.chain.kind == "vision" else AutoModelForCausalLM
-    model = kind.from_pretrained(space.checkpoint.folder, dtype=dtype, local_files_only=True)
+    trusted = space.plan.model.trust_remote_code
+    folder = space.checkpoint.folder
+    model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=trusted)
     ids = torch.tensor([prompt])
     whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
     return [int(token) for token in whole[0, len(prompt) :]]

@@ -79,10 +79,9 @@ def _show(solution: Solution, problem: Problem) -> None:
     out.print()
     _hosts(costs, problem)
     out.print()
-    out.print(
-        f"predicted: time to first token {format_time(costs.time_to_first_token_seconds)}, "
-        f"time per token {format_time(costs.time_per_token_seconds)}"
-    )
+    first, token = format_time(costs.time_to_first_token_seconds), format_time(costs.time_per_token_seconds)
+    what = f"time to first token {first}, time per token {token}" if problem.generates else f"a text takes {first}"
+    out.print(f"predicted: {what}")
     out.print(
         f"Phi {costs.phi:.4g}: latency {format_time(costs.latency_seconds)}, utilization {costs.utilization:.2f}, "
         f"privacy {costs.privacy:.2f}; {solution.status.lower()}, gap {solution.gap:.2%}"
@@ -95,7 +94,7 @@ def _stages(costs: Costs, problem: Problem) -> None:
     from edgesplit.cli.render import show
     from edgesplit.units import format_time
 
-    hops = dict(enumerate(costs.hops))
+    tokens, hops = problem.generates, dict(enumerate(costs.hops))
     rows = []
     for number, stage in enumerate(costs.stages):
         hop = hops.get(number)
@@ -105,14 +104,22 @@ def _stages(costs: Costs, problem: Problem) -> None:
                 stage.host,
                 problem.name(*range(stage.first, stage.last + 1)),
                 "yes" if stage.host in problem.trusted else "no",
-                format_time(stage.decode_seconds),
-                format_time(hop.decode_seconds) if hop else "",
+                *([format_time(stage.decode_seconds), format_time(hop.decode_seconds) if hop else ""] * tokens),
                 format_time(stage.chunk_seconds),
                 format_time(hop.chunk_seconds) if hop else "",
             ]
         )
-    columns = [">#", "host", "blocks", "trusted", ">token", ">hop", ">chunk", ">hop"]
-    note = "Times per token and per chunk of the prompt: of the stage, and of the hop to the next one."
+    columns = [
+        ">#",
+        "host",
+        "blocks",
+        "trusted",
+        *([">token", ">hop"] * tokens),
+        ">chunk" if tokens else ">text",
+        ">hop",
+    ]
+    times = "per token and per chunk of the prompt" if tokens else "per text"
+    note = f"Times {times}: of the stage, and of the hop to the next one."
     show("Split", columns, rows, note)
 
 

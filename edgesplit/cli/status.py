@@ -64,15 +64,17 @@ def _reason(entry: dict[str, Any] | None, split: Split | None) -> str:
 
 def _predicted(space: Workspace, split: Split | None) -> dict[Any, float]:
     """Stage number -> predicted seconds per decode step; "token" and "alone": per token at the plan's
-    concurrency and for one sequence. Empty where this machine has no profile."""
+    concurrency and for one sequence. Empty where this machine has no profile, and for an encoder."""
     from edgesplit.errors import EdgesplitError
     from edgesplit.revision.cost import evaluate
 
     if split is None:
         return {}
     try:
-        costs = evaluate(split, space.problem(space.fleet()))
+        costs = evaluate(split, problem := space.problem(space.fleet()))
     except EdgesplitError:
+        return {}
+    if not problem.generates:
         return {}
     times: dict[Any, float] = {number: stage.decode_seconds for number, stage in enumerate(costs.stages)}
     return {**times, "token": costs.time_per_token_seconds, "alone": costs.path_seconds}
@@ -128,10 +130,27 @@ def _show(report: dict[str, Any]) -> None:
     entry = report["entry"] or {}
     if entry:
         out.print(
-            f"{entry['running']} running, {entry['waiting']} waiting, {entry['tokens']} tokens so far; "
-            f"time per token {seconds(entry['time_per_token_s']) or 'not measured yet'} "
-            f"(predicted {seconds(report['predicted_time_per_token_alone_s']) or '?'} for one sequence, "
-            f"{seconds(report['predicted_time_per_token_s']) or '?'} at the plan's concurrency)"
+            f"{entry['running']} running, {entry['waiting']} waiting, {entry['tokens']} tokens so far{_pace(report)}"
         )
     for problem in report["unreachable"].values():
         out.print(problem)
+
+
+def _pace(report: dict[str, Any]) -> str:
+    """Measured against predicted; nothing of an encoder, which makes no tokens."""
+    from edgesplit.units import format_time
+
+    measured, alone, all_ = (
+        None if value is None else format_time(value)
+        for value in (
+            report["entry"]["time_per_token_s"],
+            report["predicted_time_per_token_alone_s"],
+            report["predicted_time_per_token_s"],
+        )
+    )
+    if measured is None and alone is None:
+        return ""
+    return (
+        f"; time per token {measured or 'not measured yet'} "
+        f"(predicted {alone or '?'} for one sequence, {all_ or '?'} at the plan's concurrency)"
+    )

@@ -58,8 +58,14 @@ class Workspace:
         """Raises ModelError; InputError when the plan asks for more context than the model has."""
         source = self.plan.model
         folder = resolve(source.source, source.revision, self.plan_file.parent)
-        cache = self.cache / f"chain-{self.plan.dtype}.json"
-        found = open_checkpoint(folder, source.source, self.plan.dtype, cache, quantization=self.plan.quantization)
+        found = open_checkpoint(
+            folder,
+            source.source,
+            self.plan.dtype,
+            self.cache / f"chain-{self.plan.dtype}.json",
+            trust_remote_code=source.trust_remote_code,
+            quantization=self.plan.quantization,
+        )
         wanted, has = self.plan.workload.max_context, found.chain.max_context
         if has is not None and wanted > has:
             raise InputError(

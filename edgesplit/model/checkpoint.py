@@ -39,6 +39,11 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
     @property
+    def own_code(self) -> tuple[Path, ...]:
+        """Its own code, where the plan trusts it."""
+        return tuple(file for file in self.side_files if file.suffix == ".py")
+
+    @property
     def commit(self) -> str | None:
         """Of the hub's repository; None for a folder of the user's own."""
         from edgesplit.model.hub import commit

@@ -144,7 +144,7 @@ class _Knife:
     def source(self) -> Source:
         from edgesplit.model.quantise import Source
 
-        trusted = any(file.suffix == ".py" for file in self.checkpoint.side_files)
+        trusted = bool(self.checkpoint.own_code)
         return Source.open(self.checkpoint.folder, self.checkpoint.tensors, self.checkpoint.weights, trusted=trusted)
 
     def shard(self, place: int, tensors: tuple[TensorAt, ...]) -> Shard:

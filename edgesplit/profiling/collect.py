@@ -8,9 +8,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-from edgesplit.broadcast.archive import runner_archive
+from edgesplit.broadcast.archive import runner_archive, with_code
 from edgesplit.errors import CommandFailed, HostError
 from edgesplit.fleet import Fleet, HostProfile, LinkProfile
 from edgesplit.hosts.fanout import survey
@@ -38,7 +37,7 @@ def profile(
     hosts: Mapping[str, Host], plan: ModelPlan, inventory: Inventory, checkpoint: Checkpoint, now: float, note: Note
 ) -> Fleet:
     """The fleet as it is. A host that cannot be used is in `problems`, not an exception."""
-    found, failures = survey(hosts, lambda host: _measure(host, plan, inventory, checkpoint.config, note))
+    found, failures = survey(hosts, lambda host: _measure(host, plan, inventory, checkpoint, note))
     profiles = {name: result for name, result in found.items() if isinstance(result, HostProfile)}
     problems = {name: result for name, result in found.items() if isinstance(result, str)}
     problems |= {name: error.message.removeprefix(f"{name}: ") for name, error in failures.items()}
@@ -53,12 +52,13 @@ def profile(
 
 
 def _measure(
-    host: Host, plan: ModelPlan, inventory: Inventory, config: dict[str, Any], note: Note
+    host: Host, plan: ModelPlan, inventory: Inventory, checkpoint: Checkpoint, note: Note
 ) -> HostProfile | str:
     spec = inventory.hosts[host.name]
-    command = probes.measure(spec, plan, config, entry=host.name == plan.entry)
+    code = {file.name: file.read_bytes() for file in checkpoint.own_code}
+    command = probes.measure(spec, plan, checkpoint.config, code, entry=host.name == plan.entry)
     try:
-        text = host.run(command, stdin=runner_archive().data, timeout=MEASURE_SECONDS)
+        text = host.run(command, stdin=with_code(runner_archive(), code), timeout=MEASURE_SECONDS)
     except CommandFailed as error:
         if error.status not in (126, 127):  # as sh says that a program cannot be run, or is not there
             raise

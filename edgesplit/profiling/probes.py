@@ -6,6 +6,7 @@ Must not know: how a command travels, when it is sent.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from edgesplit.fleet import HostProfile, LinkProfile, StageTimes
@@ -22,11 +23,12 @@ class NoProfile(ValueError):
     """The host answered, but it cannot be used; says why."""
 
 
-def measure(spec: HostSpec, plan: ModelPlan, config: dict[str, Any], *, entry: bool) -> Command:
-    """Everything about one host, in one round trip; standard input is the runner archive."""
+def measure(spec: HostSpec, plan: ModelPlan, config: dict[str, Any], code: Iterable[str], *, entry: bool) -> Command:
+    """Everything about one host, in one round trip; standard input is the runner archive, with the files of `code`."""
     workload = plan.workload
     arguments = {
         "config": config,
+        "code": [*code],
         "dtype": plan.dtype,
         "quantization": plan.quantization,
         # half of the answer is there when the average token is made

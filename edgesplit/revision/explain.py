@@ -188,7 +188,7 @@ def summarise(solution: Solution, problem: Problem) -> list[str]:
     costs = solution.costs
     said = [
         _one_host(solution, problem),
-        _token(costs, problem),
+        *_token(costs, problem),
         *_full(costs, problem),
         *_pins(solution.split, problem),
         *_glue(solution.split, problem),
@@ -230,18 +230,18 @@ def _one_host(solution: Solution, problem: Problem) -> str:
     )
 
 
-def _token(costs: Costs, problem: Problem) -> str:
+def _token(costs: Costs, problem: Problem) -> list[str]:
+    if not problem.generates:
+        return []
     token = format_time(costs.time_per_token_seconds)
     if costs.busiest_seconds > costs.path_seconds:
-        return (
-            f"A token takes {token}: with {problem.workload.concurrency} sequences in flight they wait for "
-            f"{costs.busiest}."
-        )
+        waiting = f"with {problem.workload.concurrency} sequences in flight they wait for {costs.busiest}"
+        return [f"A token takes {token}: {waiting}."]
     wires = sum(hop.decode_seconds for hop in costs.hops)
     if not costs.hops:
-        return f"A token takes {token}, all of it computing."
+        return [f"A token takes {token}, all of it computing."]
     computing = format_time(costs.path_seconds - wires)
-    return f"A token takes {token}: {computing} computing and {format_time(wires)} on {len(costs.hops)} hops."
+    return [f"A token takes {token}: {computing} computing and {format_time(wires)} on {len(costs.hops)} hops."]
 
 
 def _full(costs: Costs, problem: Problem) -> list[str]:

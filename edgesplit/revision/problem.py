@@ -102,6 +102,7 @@ class Problem:
     workload: Workload
     objective: Objective
     service: ServiceLevel
+    generates: bool = True  # an encoder does not: its request is a prompt alone
 
     @property
     def last(self) -> int:
@@ -168,7 +169,8 @@ def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> P
             f"the entry host {plan.entry} cannot be used: {unusable[plan.entry]}",
             "embedding and head are always on the entry: mend it, or name another trusted host as `entry`",
         )
-    workload = plan.workload
+    generates = chain.kind != "encoder"
+    workload = plan.workload if generates else plan.workload.model_copy(update={"new_tokens": 1})
     piece = plan.prefill_chunk if chain.chunked else workload.max_context  # the longest that travels at once
     prompt = Prompt(workload.prompt_tokens, -(-workload.prompt_tokens // piece))
     caches = tuple(block.cache_bytes_until(workload.max_context) * workload.concurrency for block in chain.blocks)
@@ -194,6 +196,7 @@ def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> P
         workload=workload,
         objective=plan.objective,
         service=plan.service,
+        generates=generates,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import pkgutil
 import platform
 import statistics
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 from .probe import probe
 
 PACKAGES = ("torch", "transformers", "safetensors", "cryptography", "starlette", "uvicorn")
+CODE = "code"  # beside this module, in the archive: own code of a checkpoint that the plan trusts
 ROUNDS = 25  # rounds of forwards timed at most; the medians count
 BUDGET = 4.0  # seconds after which no further round begins, so that a slow host is not held up
 
@@ -25,8 +27,8 @@ BUDGET = 4.0  # seconds after which no further round begins, so that a slow host
 def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     """Everything the controller asks of a host, in one answer.
 
-    `arguments`: config (the model's), dtype, quantization, context, chunk (tokens), threads (0: all), head (measure it
-    too).
+    `arguments`: config (the model's), code (the names of its own files, where it may run), dtype, quantization,
+    context, chunk (tokens), threads (0: all), head (measure it too).
     `missing` names the packages a runner needs and does not find; then `times` is None.
     """
     found = {name: version for name in PACKAGES if (version := _version(name))}
@@ -59,7 +61,7 @@ def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(arguments["threads"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runtime = rss()
-    config = _config(arguments["config"])
+    config = _config(arguments["config"], arguments["code"])
     layers = examine_count(config)
     few, many = (1, 3) if layers >= 3 else (1, layers)
     runs = {**_forwards(config, few, "few", arguments, device), **_forwards(config, many, "many", arguments, device)}
@@ -76,12 +78,14 @@ def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"times": times, "device": name, "runtime_bytes": runtime}
 
 
-def _config(data: dict[str, Any]) -> Any:
+def _config(data: dict[str, Any], code: list[str]) -> Any:
     from .anatomy import read_config
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(data))
-        return read_config(folder)
+        for name in code:
+            (Path(folder) / name).write_bytes(pkgutil.get_data(__package__, f"{CODE}/{name}") or b"")
+        return read_config(folder, trust_remote_code=bool(code))
 
 
 Run = Callable[[], Any]

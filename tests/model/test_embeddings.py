@@ -13,46 +13,24 @@ from typing import Any
 import pytest
 import torch
 from conftest import LOCALHOST
+from encoders import LAYERS, NORMALIZE, POOLING, TRANSFORMER, save_bert, text_vector
 from links import eventually, no_thread_left
 from models import make_checkpoint, tokenizer
 from rings import Rig, ship
-from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+from transformers import ViTConfig, ViTModel
 
 from edgesplit.runner.core import CoreError
 from edgesplit.runner.front import Front
 from edgesplit.runner.manifest import Service
 from edgesplit.runner.pooling import Pooling, PoolingError
 
-LAYERS = 3
 TWO = ("desk", "desk", "shelf", "desk", "desk")
 TEXTS = ["hello", "a longer text than the other one", "?"]
-TRANSFORMER, POOLING, NORMALIZE = (
-    {"idx": number, "path": path, "type": f"sentence_transformers.models.{name}"}
-    for number, (name, path) in enumerate([("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")])
-)
-
-
-def save(folder: Path) -> Path:
-    """A small BERT that normalises the mean of its positions."""
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer()), hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=4,
-        intermediate_size=48, max_position_embeddings=128, pad_token_id=1,
-    )  # fmt: skip
-    model = BertModel(config).eval()
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.2) if weight.dim() > 1 else None
-    model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    (folder / "modules.json").write_text(json.dumps([TRANSFORMER, POOLING, NORMALIZE]))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
-    return folder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("encoder") / "model")
+    return save_bert(tmp_path_factory.mktemp("encoder") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +59,9 @@ def vectors(rig: Rig, given: Any) -> list[list[float]]:
     return [item["embedding"] for item in answer["data"]]
 
 
-@torch.no_grad()
-def whole(model: Path, text: str) -> torch.Tensor:
-    ids = torch.tensor([tokenizer()(text)["input_ids"]])
-    hidden = BertModel.from_pretrained(model).eval()(ids).last_hidden_state[0]
-    return torch.nn.functional.normalize(hidden.mean(0), dim=0)
-
-
 def test_vectors_are_the_whole_models(rig: Rig, model: Path) -> None:
     for text, vector in zip(TEXTS, vectors(rig, TEXTS), strict=True):
-        assert (torch.tensor(vector) - whole(model, text)).abs().max() < 1e-6
+        assert (torch.tensor(vector) - text_vector(model, text)).abs().max() < 1e-6
     assert vectors(rig, TEXTS[0]) == [vectors(rig, TEXTS)[0]]
     ids = tokenizer()(TEXTS[1])["input_ids"]
     assert vectors(rig, ids) == vectors(rig, [ids]) == vectors(rig, TEXTS[1])

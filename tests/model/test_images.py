@@ -19,7 +19,7 @@ from links import eventually, no_thread_left
 from PIL import Image
 from rings import Rig, ship
 from transformers import AutoProcessor, LlavaProcessor, MllamaConfig
-from visions import IMAGE, SPEAKING, Case, data_url, message, png, save_speaking
+from visions import IMAGE, SPEAKING, Case, data_url, message, png, save_speaking, unsplit_answer
 
 from edgesplit.runner import images as images_module
 from edgesplit.runner.anatomy import read_config
@@ -50,21 +50,6 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Case:
 @pytest.fixture(scope="module")
 def reader(llava: Case) -> Images:
     return Images.load(llava.folder, read_config(str(llava.folder)))
-
-
-def whole_answer(case: Case, chat: list[Any], count: int = COUNT) -> list[int]:
-    reader = Images.load(case.folder, read_config(str(case.folder)))
-    ids, inputs = reader.read(chat, None)
-    prompt = torch.tensor([ids])
-    tokens = case.whole.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=count,
-        do_sample=False,
-        eos_token_id=None,
-        **inputs,
-    )
-    return [int(token) for token in tokens[0, len(ids) :]]
 
 
 # --- reading ---
@@ -227,11 +212,11 @@ def rig(case: Case, tmp_path: Path) -> Iterator[Rig]:
 
 
 def test_a_ring_answers_with_an_image_as_the_whole_model_does(rig: Rig, case: Case) -> None:
-    assert tokens(ask(rig, CHAT)) == whole_answer(case, CHAT)
+    assert tokens(ask(rig, CHAT)) == unsplit_answer(case, CHAT, COUNT)
     words = [{"role": "user", "content": "hi there, how are you?"}]
-    assert tokens(ask(rig, words)) == whole_answer(case, words)
+    assert tokens(ask(rig, words)) == unsplit_answer(case, words, COUNT)
     other = [message("look ", png(24, 30, seed=3), " what is it?"), message("and ", PICTURE, "?")]
-    assert tokens(ask(rig, other)) == whole_answer(case, other)
+    assert tokens(ask(rig, other)) == unsplit_answer(case, other, COUNT)
     eventually(lambda: not any(rig.sequences(1)))
 
 
@@ -251,7 +236,7 @@ def test_requests_with_images_go_on_in_the_next_epoch(rig: Rig, case: Case, monk
     rig.up(2, *OTHER, concurrency=3)
     assert not answers  # it was in mid-answer
     thread.join(60)
-    assert tokens(answers[0]) == whole_answer(case, CHAT, count)
+    assert tokens(answers[0]) == unsplit_answer(case, CHAT, count)
 
 
 def test_images_that_do_not_fit_their_text_harm_nobody_else(
@@ -272,7 +257,7 @@ def test_images_that_do_not_fit_their_text_harm_nobody_else(
     assert "do not fit" in answer["error"]["message"]
     monkeypatch.undo()
     assert rig.state("desk", 1) == "serving"
-    assert tokens(ask(rig, CHAT)) == whole_answer(case, CHAT)
+    assert tokens(ask(rig, CHAT)) == unsplit_answer(case, CHAT, COUNT)
 
 
 def test_bad_images_are_bad_requests(rig: Rig) -> None:

@@ -16,7 +16,8 @@ from edgesplit.runner.stage import Stage
 
 def measured(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]:
     monkeypatch.setattr(measure, "BUDGET", 0.0)
-    arguments = {"dtype": "float32", "quantization": None, "context": 8, "chunk": 4, "threads": 0, "head": True, **more}
+    arguments = {"dtype": "float32", "quantization": None, "context": 8, "chunk": 4, "threads": 0, "head": True}
+    arguments |= {"code": [], **more}
     return measure.measure({"config": model.to_dict(), **arguments})
 
 

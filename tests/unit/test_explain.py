@@ -145,3 +145,9 @@ def test_it_says_when_the_rule_finds_nothing() -> None:
     hosts = {"a": host_of(0.02, 3), "b": host_of(0.001, 5), "c": host_of(0.01, 50)}
     no_way_on = {pair: link for pair, link in mesh("abc").items() if pair != ("b", "c")}  # b is faster, and too small
     assert "finds no split here" in said(posed(SIX, hosts, no_way_on))
+
+
+def test_of_an_encoder_it_says_nothing_of_tokens() -> None:
+    problem = fleet_of(50, 50, chain=SIX.model_copy(update={"kind": "encoder"}))
+    assert problem.workload.new_tokens == 1
+    assert "token" not in said(problem)
