@@ -18,7 +18,7 @@ from edgesplit.runner.manifest import Manifest, Service, StagePlace
 from edgesplit.runner.ring import _arrived, _to_wire
 from edgesplit.runner.stage import Hidden, Stage
 from edgesplit.runner.store import Store
-from edgesplit.runner.wire import Decoder, Flag, Kind, Message, encode
+from edgesplit.runner.wire import Decoder, Flag, Kind, Message, Row, encode
 from families import upstream
 from families.upstream import Answer
 
@@ -127,7 +127,8 @@ def travel(hidden: Hidden) -> Hidden:
     """Through bytes and back, which arrive in pieces. Raises WireChanged."""
     sent = (*hidden.tensors, *hidden.carried)
     tensors = tuple(None if tensor is None else _to_wire(tensor) for tensor in sent)
-    message = Message(Kind.WORK, 1, flags=Flag.TUPLE * hidden.tuple_, tensors=tensors)
+    flags = Flag.TUPLE * hidden.tuple_
+    message = Message(Kind.WORK, 1, rows=(Row(0, 0),), flags=flags, tensors=tensors)
     arrived = _arrived(_received(b"".join(encode(message))), len(hidden.carried))
     assert isinstance(arrived, Hidden)
     pairs = zip(sent, (*arrived.tensors, *arrived.carried), strict=True)
