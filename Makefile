@@ -1,11 +1,13 @@
 # make demo    a fresh machine to a split model that answers, narrated
 # make test    a fresh machine to all tests passed
 # make check   format, lint, types, architecture, unit tests: before each commit
+# make bench-lab  how exact the lab is (docs/lab.md); any tests/bench/NAME.py is bench-NAME
+# make tools   what the tests need of the system, through apt; only root can
 # make models  every model family transformers knows, cut and compared; writes docs/models.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check models unit clean
+.PHONY: demo test check models tools clean
 
 demo: .venv/ready
 	$(BIN)/python plans/demo/demo.py
@@ -18,6 +20,16 @@ check: .venv/ready
 	$(BIN)/ruff check edgesplit tests plans
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not ssh" tests/unit
+
+bench-%: .venv/ready
+	$(BIN)/python tests/bench/$*.py
+
+# sshd and ssh, `ip` for the lab, `ps`; whoever is not root has them or goes without.
+tools:
+	@if command -v ip >/dev/null && command -v ssh >/dev/null && command -v ps >/dev/null && [ -x /usr/sbin/sshd ]; then \
+	  :; elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+	  iproute2 openssh-server openssh-client procps; \
+	else echo "not root: install iproute2, openssh-server, openssh-client and procps for the tests of SSH and the lab"; fi
 
 models: .venv/ready
 	PYTHONPATH=tests $(BIN)/python -m families.run

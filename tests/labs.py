@@ -66,7 +66,7 @@ def left_of(name: str) -> list[str]:
     files = [Path("/sys/class/net", INTERFACE + name), machine.BASE / name]
     running = [
         line
-        for line in subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+        for line in subprocess.run(["ps", "-eww", "-o", "pid,args"], capture_output=True, text=True).stdout.splitlines()
         if str(machine.BASE / name) + "/" in line
     ]
     return [*groups, *machine.networks(f"{PREFIX}{name}-"), *(str(file) for file in files if file.exists()), *running]

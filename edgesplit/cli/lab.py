@@ -186,6 +186,10 @@ def _show(found: LabStatus) -> None:
     links = [_link_row(name, lanes) for name, lanes in _links(found).items()]
     note = "Delay is one way. Sent: bytes as on a cable; lost: frames, by chance; dropped: frames, the queue was full."
     show("Links", ["link", ">delay", ">rate", ">loss", ">sent", ">lost", ">dropped"], links, note)
+    if not found.meter:
+        out.print(
+            f"The meter is gone: what the hosts read of themselves in /proc is old: edgesplit lab down {found.name}."
+        )
     if not found.switch.realtime:
         out.print("The switch has no real-time priority here: links are less exact when the machine is busy.")
 

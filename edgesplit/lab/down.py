@@ -15,7 +15,12 @@ from edgesplit.lab.layout import PREFIX
 
 
 def down(name: str) -> None:
-    """Whatever there is of that name; nothing is no error."""
+    """Whatever there is of that name; nothing is no error. Two at once are one after the other."""
+    with machine.alone():
+        _down(name)
+
+
+def _down(name: str) -> None:
     folder = machine.BASE / name
     groups = hierarchies().found(PREFIX + name)
     networks = machine.networks(f"{PREFIX}{name}-")

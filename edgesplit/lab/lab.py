@@ -66,6 +66,7 @@ class LabStatus(Value):
     hosts: dict[str, HostStatus]
     links: tuple[LaneStatus, ...]
     switch: SwitchStatus | None  # None: it is gone, and with it every link
+    meter: bool  # what keeps the hosts' /proc true; without it they read what was so when it ended
 
 
 class Lab:
@@ -201,7 +202,12 @@ class Lab:
             hosts={name: self._host_status(name, state["ports"]) for name in self.layout.hosts},
             links=tuple(LaneStatus.model_validate(lane) for lane in state["lanes"]),
             switch=switch,
+            meter=self._metered(switch),
         )
+
+    def _metered(self, switch: SwitchStatus | None) -> bool:
+        """Beside the switch, only the meter is in the lab's own group."""
+        return bool(set(self._inner(up.DAEMONS).processes()) - {switch.pid if switch else None})
 
     def _host_status(self, name: str, ports: Mapping[str, bool]) -> HostStatus:
         group = self._group(name)
@@ -227,8 +233,11 @@ class Lab:
             raise InputError(
                 f"there is no host {host} in the lab {self.name}", f"it has {', '.join(self.layout.hosts)}"
             )
-        folders = {key: path / up.group_name(host) for group in self._tree for key, path in group.folders.items()}
-        return type(self._tree[0])(folders)
+        return self._inner(up.group_name(host))
+
+    def _inner(self, name: str) -> Group:
+        """A group of the lab's own, below its top one."""
+        return type(self._tree[0])({key: path / name for each in self._tree for key, path in each.folders.items()})
 
     def _need(self, host: str, *, on: bool) -> Group:
         group = self._group(host)

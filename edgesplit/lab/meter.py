@@ -73,13 +73,13 @@ def first_texts(usage: Usage, limit: int) -> dict[str, str]:
 def serve(folder: Path, hosts: list[Host]) -> None:
     count_at = time.monotonic()
     while folder.exists():
-        for host in hosts:
-            with suppress(OSError):  # its group is being made anew
-                host.refresh(time.monotonic())
-        if time.monotonic() >= count_at:
+        if counting := time.monotonic() >= count_at:
             count_at += views.LOAD_EVERY
-            for host in hosts:
-                host.count()
+        for host in hosts:
+            with suppress(OSError):  # its group is being made anew, or the disk is full
+                host.refresh(time.monotonic())
+                if counting:
+                    host.count()
         time.sleep(EVERY)
 
 

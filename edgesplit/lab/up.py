@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,17 +32,21 @@ from edgesplit.lab.scenario import Scenario
 SSHD_SECONDS = 30.0  # a host of a hundredth of a core takes five
 SHADOW = "root:*:::::::\n"  # a password that fits nothing, but not locked
 READY = b"Server listening"
+DAEMONS = "daemons"  # the group of the lab's own processes: switch and meter
 
 
 def up(scenario: Scenario) -> Layout:
     """Raises EdgesplitError; then nothing is left."""
     machine.check(scenario)
-    layout = _claim(scenario)
     try:
-        _build(layout)
-    except BaseException:
-        down(layout.name)
-        raise
+        layout = _claim(scenario)
+        try:
+            _build(layout)
+        except BaseException:
+            down(layout.name)
+            raise
+    except OSError as error:
+        raise EdgesplitError(f"the lab {scenario.name} did not come up: {error}") from error
     return layout
 
 
@@ -59,7 +64,11 @@ def _claim(scenario: Scenario) -> Layout:
         folder = machine.BASE / scenario.name
         layout = Layout(scenario=scenario, network=network, folder=str(folder))
         folder.mkdir(mode=0o700)
-        (folder / machine.LAYOUT).write_text(layout.to_json())
+        try:
+            (folder / machine.LAYOUT).write_text(layout.to_json())
+        except OSError:
+            shutil.rmtree(folder)
+            raise
     return layout
 
 
@@ -93,7 +102,7 @@ def _make_groups(layout: Layout) -> dict[str, Group]:
     for name, group in groups.items():
         host = layout.scenario.hosts[name]
         make_group(group, host.cores, host.memory)
-    daemons = tree.tracking(layout.group, "daemons")
+    daemons = tree.tracking(layout.group, DAEMONS)
     daemons.make()
     return {**groups, "": daemons}
 
