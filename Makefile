@@ -21,8 +21,9 @@ check: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not ssh" tests/unit
 
+# prints a table, writes build/bench/NAME.json
 bench-%: .venv/ready
-	$(BIN)/python tests/bench/$*.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/$*.py
 
 # sshd and ssh, `ip` for the lab, `ps`; whoever is not root has them or goes without.
 tools:

@@ -119,6 +119,10 @@ class Ring:
         self._senders.clear()
 
     def beat(self) -> Message:
+        """Said where there is nothing else to say: that this runner lives, or that its worker does not get on."""
+        if (seconds := self._worker.stalled) is not None:
+            reason = f"a forward has taken {seconds:.0f} s so far"
+            return Message(Kind.FAULT, self.epoch, text={"host": self.host, "reason": reason})
         return Message(Kind.BEAT, self.epoch, text={"done": self._worker.done, "queued": self._worker.queued})
 
     # --- called from the links' threads ---

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 
 from .scheduler import Scheduler, Work
 
+STALL = 30.0  # seconds a forward may take before anybody doubts it ...
+TIMES = 10.0  # ... or so many times as long as the longest so far
 T = TypeVar("T")
 log = logging.getLogger("runner")
 
@@ -29,10 +32,19 @@ class Worker(threading.Thread):
         self._ready = threading.Condition()
         self._stopping = False
         self.done = 0  # pieces of work finished, for the heartbeat
+        self._begun: float | None = None  # the piece under way, time.monotonic
+        self._longest = 0.0  # seconds
 
     @property
     def queued(self) -> int:
         return len(self._scheduler)
+
+    @property
+    def stalled(self) -> float | None:
+        """Seconds that the piece under way has taken, where that is beyond belief."""
+        begun = self._begun
+        taken = 0.0 if begun is None else time.monotonic() - begun
+        return taken if taken > max(STALL, TIMES * self._longest) else None
 
     def add(self, *works: Work[Any]) -> None:
         with self._ready:
@@ -75,7 +87,10 @@ class Worker(threading.Thread):
             if call is not None:
                 _answer(*call)
             elif work is not None:
+                self._begun = begun = time.monotonic()
                 self._execute(work)
+                self._longest = max(self._longest, time.monotonic() - begun)
+                self._begun = None
                 self.done += 1
 
 

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, Mamba2Config
 
 from edgesplit.runner import core as core_module
 from edgesplit.runner import entry
+from edgesplit.runner import worker as worker_module
 from edgesplit.runner.api import Api, Front
 from edgesplit.runner.catchup import CLOSE
 from edgesplit.runner.core import CoreError
@@ -477,6 +478,24 @@ def test_status_does_not_wait_for_the_forward_under_way(rig: Rig, monkeypatch: p
     assert status["serving"] == 1
     assert status["entry"]["running"] == 1
     gate.set()
+
+
+def test_a_forward_that_never_ends_is_told_by_the_runner_itself(
+    rig: Rig, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its other threads live, so its neighbours would never miss it."""
+    rig.up(1, *TWO)
+    gate, true = threading.Event(), Stage.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_module, "STALL", 0.2)
+        patch.setattr(Stage, "forward", lambda self, *rest: gate.wait(20) and true(self, *rest))
+        answer = rig.submit(PROMPT, COUNT)
+        eventually(lambda: rig.state("shelf", 1) == "broken")
+        assert "desk: a forward has taken 1 s so far" in rig.cores["shelf"].status()["epochs"]["1"]["reason"]
+        gate.set()
+    eventually(lambda: rig.state("desk", 1) == "broken")
+    rig.up(2, *TWO)
+    assert answer.whole() == expected
 
 
 def test_closing_does_not_wait_for_a_forward_that_hangs(

@@ -1,0 +1,255 @@
+"""`make bench-serve`: how close is the ring to the unsplit model? Prints tables, writes build/bench/serve.json.
+
+Real runners on this machine, each with one thread, and the unsplit model in this process with one thread; runs of both
+in turns, medians. `SHAPE=llama-3.2-1b make bench-serve` takes another shape than Qwen2.5-0.5B's; weights are random.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    TextStreamer,
+)
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from deployments import Deployment, deployment
+from models import tokenizer
+
+from edgesplit.broadcast.remote import status
+from edgesplit.plan import Workload
+
+ROOT = Path(__file__).parents[2]
+OUTPUT = ROOT / "build" / "bench" / "serve.json"
+ROUNDS = 5  # of each measurement
+TOKENS = 24  # of an answer
+STREAMS = 8
+PROMPT = 64
+LONG = 512
+CHUNK = 64
+
+SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "qwen2.5-0.5b": lambda: Qwen2Config(
+        vocab_size=151936, hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+        intermediate_size=4864, max_position_embeddings=2048, tie_word_embeddings=True,
+    ),
+    "llama-3.2-1b": lambda: LlamaConfig(
+        vocab_size=128256, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+        intermediate_size=8192, max_position_embeddings=2048, tie_word_embeddings=True,
+    ),
+    "small": lambda: Qwen2Config(
+        vocab_size=4096, hidden_size=512, num_hidden_layers=12, num_attention_heads=8, num_key_value_heads=2,
+        intermediate_size=2048, max_position_embeddings=2048, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+
+say = Console(highlight=False)
+Row = dict[str, Any]
+
+
+def main() -> int:
+    shape = os.environ.get("SHAPE", "qwen2.5-0.5b")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        say.print(f"making a checkpoint of {shape}'s shape ...", style="dim")
+        model = make(SHAPES[shape](), Path(folder) / "model")
+        rows = list(measure(model, Path(folder)))
+    show(shape, rows)
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps({"shape": shape, "rows": rows}, indent=2) + "\n")
+    say.print(f"\nwritten to {OUTPUT.relative_to(ROOT)}")
+    return 0
+
+
+def make(config: PreTrainedConfig, folder: Path) -> Path:
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 0, 1, 1
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder, max_shard_size="500MB")
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def measure(model: Path, folder: Path) -> Iterator[Row]:
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    workload = Workload(prompt_tokens=LONG, new_tokens=TOKENS, max_context=1024, concurrency=STREAMS)
+    with deployment(folder, model=model, workload=workload, prefill_chunk=CHUNK, pins=()) as ring:
+        ring.push(*equal_thirds(whole.config))
+        yield from one_stream(ring, whole)
+        yield from many_streams(ring)
+        yield from long_prompt(ring, whole)
+
+
+def equal_thirds(config: PreTrainedConfig) -> tuple[str, ...]:
+    """desk, shelf, attic, desk: the head, which is as long as some layers, and as many layers as make it a third."""
+    width, layers = config.hidden_size, config.num_hidden_layers
+    heads = config.num_key_value_heads * (width // config.num_attention_heads)
+    layer = width * (2 * width + 2 * heads + 3 * config.intermediate_size)
+    own = max(0, round(layers / 3 - 2 / 3 * config.vocab_size * width / layer))
+    there = layers - own
+    return ("desk",) * (1 + own) + ("shelf",) * (there // 2) + ("attic",) * (there - there // 2) + ("desk",)
+
+
+# --- one stream ---
+
+
+def one_stream(ring: Deployment, whole: Any) -> Iterator[Row]:
+    prompt = ids(PROMPT)
+    split, unsplit, turns = [], [], []
+    for _ in range(ROUNDS):
+        split.append(per_token(ring, prompt))
+        turns.append(turn(ring))
+        unsplit.append(alone(whole, prompt))
+    ours, theirs = statistics.median(split), statistics.median(unsplit)
+    yield row("one stream, per token", ours, "ms", theirs, "unsplit on one core", 1.03)
+    for number in range(len(turns[0]["stages"])):
+        stage = {name: statistics.median(t["stages"][number][name] for t in turns) for name in turns[0]["stages"][0]}
+        for name, seconds in stage.items():
+            yield row(f"stage {number}, {name.removesuffix('_s')}", seconds * 1e3, "ms")
+    wire = statistics.median(t["wire_s"] for t in turns) * 1e3
+    computed = statistics.median(sum(stage["computed_s"] for stage in t["stages"]) for t in turns) * 1e3
+    hops = len(turns[0]["stages"]) - 1
+    yield row("links, TLS and waking up, per hop", wire / hops, "ms")
+    turned = statistics.median(t["whole_s"] for t in turns) * 1e3
+    yield row("beyond compute, per hop", (turned - computed) / hops, "ms", limit=0.5)
+    yield row("sampling and API, per token", ours - turned, "ms")
+
+
+def per_token(ring: Deployment, prompt: list[int]) -> float:
+    """Milliseconds per token after the first."""
+    times = [time.perf_counter() for _ in ring.stream(prompt, TOKENS)]
+    return (times[TOKENS - 1] - times[0]) / (TOKENS - 1) * 1e3
+
+
+def alone(whole: Any, prompt: list[int]) -> float:
+    times: list[float] = []
+
+    class Clock(TextStreamer):
+        def __init__(self) -> None:
+            pass
+
+        def put(self, _: Any) -> None:
+            times.append(time.perf_counter())
+
+        def end(self) -> None:
+            pass
+
+    tensor = torch.tensor([prompt])
+    rules = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=1)
+    with torch.inference_mode():
+        whole.generate(tensor, attention_mask=torch.ones_like(tensor), generation_config=rules, streamer=Clock())
+    return (times[TOKENS] - times[1]) / (TOKENS - 1) * 1e3  # the prompt is put first
+
+
+def turn(ring: Deployment) -> dict[str, Any]:
+    """Where the time of the recent turns went, as the entry tells."""
+    cargo = ring.cargo
+    said = status(ring.hosts["desk"], cargo.inventory.hosts["desk"], cargo.folder("desk"), cargo.archive.name)
+    return dict(said["entry"]["turn"])
+
+
+# --- several streams ---
+
+
+def many_streams(ring: Deployment) -> Iterator[Row]:
+    prompts = [ids(PROMPT, salt) for salt in range(STREAMS)]
+    one, many = [], []
+    for _ in range(ROUNDS):
+        one.append(1e3 / per_token(ring, prompts[0]))
+        many.append(together(ring, prompts))
+    ours, theirs = statistics.median(many), statistics.median(one)
+    yield row(f"{STREAMS} streams, tokens per second", ours, "1/s", theirs, "one stream", 2.5)
+
+
+def together(ring: Deployment, prompts: list[list[int]]) -> float:
+    """Tokens per second while all of them answer."""
+    times: list[list[float]] = [[] for _ in prompts]
+
+    def client(number: int) -> None:
+        for _ in ring.stream(prompts[number], 2 * TOKENS):
+            times[number].append(time.perf_counter())
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    begin, end = max(each[0] for each in times), min(each[-1] for each in times)
+    return sum(begin <= at <= end for each in times for at in each) / (end - begin)
+
+
+# --- a long prompt ---
+
+
+def long_prompt(ring: Deployment, whole: Any) -> Iterator[Row]:
+    prompt = ids(LONG)
+    split, unsplit = [], []
+    for _ in range(ROUNDS):
+        split.append(first_token(ring, prompt))
+        unsplit.append(unchunked(whole, prompt))
+    yield row(
+        f"prompt of {LONG}, first token",
+        statistics.median(split),
+        "ms",
+        statistics.median(unsplit),
+        "in one piece",
+        0.5,
+    )
+
+
+def first_token(ring: Deployment, prompt: list[int]) -> float:
+    start = time.perf_counter()
+    for _ in ring.stream(prompt, 1):
+        return (time.perf_counter() - start) * 1e3
+    raise RuntimeError("no token came")
+
+
+def unchunked(whole: Any, prompt: list[int]) -> float:
+    start = time.perf_counter()
+    with torch.inference_mode():
+        whole(torch.tensor([prompt]), logits_to_keep=1)
+    return (time.perf_counter() - start) * 1e3
+
+
+# --- tables ---
+
+
+def ids(count: int, salt: int = 0) -> list[int]:
+    return [2 + (7 * place + 31 * salt) % 250 for place in range(count)]
+
+
+def row(
+    what: str, measured: float, unit: str, beside: float | None = None, than: str = "", limit: float | None = None
+) -> Row:
+    ratio = None if beside is None else measured / beside
+    return {"what": what, "measured": measured, "unit": unit, "beside": beside, "than": than, "ratio": ratio,
+            "wanted": limit}  # fmt: skip
+
+
+def show(shape: str, rows: list[Row]) -> None:
+    table = Table("what", "measured", "beside", "ratio", "wanted", box=None, pad_edge=False, title=shape)
+    for each in rows:
+        beside = "" if each["beside"] is None else f"{each['beside']:.4g} {each['unit']} {each['than']}"
+        ratio = "" if each["ratio"] is None else f"{each['ratio']:.3f}"
+        wanted = "" if each["wanted"] is None else f"{each['wanted']:g}"
+        table.add_row(each["what"], f"{each['measured']:.4g} {each['unit']}", beside, ratio, wanted)
+    say.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
