@@ -62,6 +62,15 @@ def format_size(size: float) -> str:
     return _scaled(size, [(2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")])
 
 
+def enough_size(size: int) -> str:
+    """As `format_size`, but never less than the size: who allows so much allows enough."""
+    unit = next((unit for unit in (2**40, 2**30, 2**20, 2**10) if size >= unit), 0)
+    if not unit:
+        return format_size(size)
+    step = 10 ** (min(3, len(str(size // unit))) - 1)  # three digits are said, so many hundredths of a unit apart
+    return format_size(-(-size * 100 // (unit * step)) * unit * step / 100)
+
+
 def format_time(seconds: float) -> str:
     """0.0123 -> "12.3 ms"."""
     return _scaled(seconds, [(3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "us")])

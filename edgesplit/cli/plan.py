@@ -1,8 +1,9 @@
-"""edgesplit plan: the best split, why, and what it will cost."""
+"""edgesplit plan: the best split, why, what it will cost and what would help."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,148 +14,129 @@ from edgesplit.cli.options import Inventory, Json, Plan
 if TYPE_CHECKING:
     from edgesplit.cli.workspace import Workspace
     from edgesplit.model.audit import Exposure
-    from edgesplit.revision.cost import Costs
-    from edgesplit.revision.exposure import Sight
     from edgesplit.revision.problem import Problem
     from edgesplit.revision.solver import Solution
     from edgesplit.split import Split
+
+Explain = Annotated[
+    str | None,
+    typer.Option(
+        "--explain",
+        metavar="BLOCK",
+        help="Say why this block (or a range such as layers.2-4) is where it is: what every other host would cost.",
+        show_default=False,
+    ),
+]
+Compare = Annotated[
+    Path | None,
+    typer.Option(
+        "--compare",
+        metavar="SPLIT",
+        help="Compare with another split, such as an earlier .edgesplit/NAME/split.json, on the same numbers.",
+        show_default=False,
+    ),
+]
+AuditPrivacy = Annotated[
+    Path | None,
+    typer.Option(
+        "--audit-privacy",
+        metavar="TEXTS",
+        help="Measure on these texts (one per line, or with empty lines between) how many of their tokens can be "
+        "recovered from the activations at each boundary.",
+        show_default=False,
+    ),
+]
+WhatIfs = Annotated[
+    float,
+    typer.Option(
+        "--what-ifs",
+        metavar="SECONDS",
+        min=0,
+        help="Spend at most so long on what would help; without a split, on what must give.",
+    ),
+]
 
 
 def run(
     plan: Plan,
     inventory: Inventory = None,
-    audit_privacy: Annotated[
-        Path | None,
-        typer.Option(
-            "--audit-privacy",
-            metavar="TEXTS",
-            help="Measure on these texts (one per line, or with empty lines between) how many of their tokens can be "
-            "recovered from the activations at each boundary.",
-            show_default=False,
-        ),
-    ] = None,
+    explain: Explain = None,
+    compare: Compare = None,
+    audit_privacy: AuditPrivacy = None,
+    what_ifs: WhatIfs = 5.0,
     as_json: Json = False,
 ) -> None:
     """Compute the optimal split of the model over the hosts, show it, and save it."""
+    from edgesplit.cli.plan_text import show_report
     from edgesplit.cli.render import out, print_json
+    from edgesplit.cli.report import Asked, gather
     from edgesplit.cli.workspace import Workspace
-    from edgesplit.revision.exposure import who_sees_what
-    from edgesplit.revision.solver import solve
 
     space = Workspace.open(plan, inventory)
     fleet = space.fleet()
     problem = space.problem(fleet)
-    solution = solve(problem)
-    split = solution.split.model_copy(update={"digests": space.digests(fleet)})
+    asked = Asked(
+        blocks=_blocks(space, explain) if explain is not None else range(0),
+        other=_read(compare) if compare is not None else None,
+        outlook=as_json or (explain is None and compare is None),
+    )
+    found = _solve(problem, _within(what_ifs))
+    split = found.split.model_copy(update={"digests": space.digests(fleet)})
     path = space.save("split.json", split)
-    sights = who_sees_what(split, problem.trusted)
-    exposures = _audit(space, audit_privacy) if audit_privacy is not None else []
+    solution = found.model_copy(update={"split": split})
+    exposures = _audit(space, audit_privacy) if audit_privacy is not None else ()
+    report = gather(solution, problem, asked, exposures, _within(what_ifs))
     if as_json:
-        print_json(
-            {
-                **solution.model_dump(mode="json"),
-                "split": split.model_dump(mode="json"),
-                "who_sees_what": [sight.model_dump(mode="json") for sight in sights],
-                "exposures": [exposure.model_dump(mode="json") for exposure in exposures],
-            }
-        )
+        print_json(report.to_json())
         return
-    _show(solution, problem)
-    out.print()
-    _sights(sights)
-    if exposures:
-        out.print()
-        _exposures(exposures, split, problem)
+    show_report(report)
     out.print(f"\nsaved to {path}", soft_wrap=True)
     out.print(f"next: edgesplit deploy {plan}", soft_wrap=True)
 
 
-def _show(solution: Solution, problem: Problem) -> None:
-    from edgesplit.cli.render import out
-    from edgesplit.revision.explain import summarise
-    from edgesplit.units import format_time
-
-    costs = solution.costs
-    _stages(costs, problem)
-    out.print()
-    _hosts(costs, problem)
-    out.print()
-    first, token = format_time(costs.time_to_first_token_seconds), format_time(costs.time_per_token_seconds)
-    what = f"time to first token {first}, time per token {token}" if problem.generates else f"a text takes {first}"
-    out.print(f"predicted: {what}")
-    out.print(
-        f"Phi {costs.phi:.4g}: latency {format_time(costs.latency_seconds)}, utilization {costs.utilization:.2f}, "
-        f"privacy {costs.privacy:.2f}; {solution.status.lower()}, gap {solution.gap:.2%}"
-    )
-    for sentence in summarise(solution, problem):
-        out.print(f"- {sentence}")
+def _within(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() < end
 
 
-def _stages(costs: Costs, problem: Problem) -> None:
-    from edgesplit.cli.render import show
-    from edgesplit.units import format_time
+def _solve(problem: Problem, go_on: Callable[[], bool]) -> Solution:
+    """Raises InfeasibleError with everything that can be said of it."""
+    from edgesplit.errors import InfeasibleError
+    from edgesplit.revision.conflict import conflict
+    from edgesplit.revision.explain import conflict_words
+    from edgesplit.revision.solver import solve
 
-    tokens, hops = problem.generates, dict(enumerate(costs.hops))
-    rows = []
-    for number, stage in enumerate(costs.stages):
-        hop = hops.get(number)
-        rows.append(
-            [
-                str(number),
-                stage.host,
-                problem.name(*range(stage.first, stage.last + 1)),
-                "yes" if stage.host in problem.trusted else "no",
-                *([format_time(stage.decode_seconds), format_time(hop.decode_seconds) if hop else ""] * tokens),
-                format_time(stage.chunk_seconds),
-                format_time(hop.chunk_seconds) if hop else "",
-            ]
-        )
-    columns = [
-        ">#",
-        "host",
-        "blocks",
-        "trusted",
-        *([">token", ">hop"] * tokens),
-        ">chunk" if tokens else ">text",
-        ">hop",
-    ]
-    times = "per token and per chunk of the prompt" if tokens else "per text"
-    note = f"Times {times}: of the stage, and of the hop to the next one."
-    show("Split", columns, rows, note)
+    try:
+        return solve(problem)
+    except InfeasibleError as error:
+        found = conflict(problem, go_on)
+        if found is None:
+            raise
+        raise InfeasibleError("\n".join([error.message, *conflict_words(found)]), error.hint) from None
 
 
-def _hosts(costs: Costs, problem: Problem) -> None:
-    """Without a rate there is no load, only the busy time of a host against that of the fastest alone."""
-    from edgesplit.cli.render import show
-    from edgesplit.units import format_size
+def _blocks(space: Workspace, name: str) -> range:
+    from edgesplit.errors import InputError
 
-    rows = [
-        [host.host, format_size(host.memory_bytes), format_size(host.budget_bytes), f"{host.load:.0%}"]
-        for host in costs.hosts
-    ]
-    if problem.workload.rate > 0:
-        show("Hosts", ["host", ">memory", ">allowed", ">load"], rows)
-    else:
-        show("Hosts", ["host", ">memory", ">allowed"], [row[:3] for row in rows])
+    try:
+        return space.checkpoint.chain.select(name)
+    except ValueError as error:
+        raise InputError(f"--explain: {error}") from error
 
 
-def _sights(sights: Sequence[Sight]) -> None:
-    from edgesplit.cli.render import show
+def _read(file: Path) -> Split:
+    from edgesplit.errors import InputError
+    from edgesplit.split import Split
 
-    rows = [
-        [
-            sight.host,
-            "yes" if sight.trusted else "no",
-            sight.blocks,
-            sight.sees,
-            "" if sight.depth is None else str(sight.depth),
-        ]
-        for sight in sights
-    ]
-    show("Who sees what", ["host", "trusted", "weights of", "of requests", ">depth"], rows)
+    try:
+        return Split.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is no split", "`edgesplit plan` saves one as split.json") from error
 
 
-def _audit(space: Workspace, texts: Path) -> list[Exposure]:
+def _audit(space: Workspace, texts: Path) -> tuple[Exposure, ...]:
     from rich.progress import Progress
 
     from edgesplit.cli.render import talk
@@ -164,24 +146,4 @@ def _audit(space: Workspace, texts: Path) -> list[Exposure]:
     samples = read_texts(texts)
     with Progress(console=talk, transient=True) as progress:
         task = progress.add_task("auditing", total=checkpoint.chain.layers + 1)
-        return audit(checkpoint.folder, space.plan.dtype, samples, lambda _: progress.advance(task))
-
-
-def _exposures(exposures: Sequence[Exposure], split: Split, problem: Problem) -> None:
-    from edgesplit.cli.render import show
-
-    placed = split.placement()
-    rows = [
-        [
-            f"behind {problem.name(exposure.block)}",
-            f"{exposure.nearest:.0%}",
-            f"{exposure.probe:.0%}",
-            host if (host := placed[exposure.block + 1]) not in problem.trusted else "",
-        ]
-        for exposure in exposures
-    ]
-    note = (
-        "Share of the texts' tokens that are recovered from the activations there: by the nearest embedding, and by a "
-        "linear map learned on other texts. A better attacker recovers more: a low share limits exposure."
-    )
-    show("What activations give away", ["boundary", ">nearest", ">learned", "seen by untrusted"], rows, note)
+        return tuple(audit(checkpoint.folder, space.plan.dtype, samples, lambda _: progress.advance(task)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,6 +51,17 @@ def show(title: str, columns: list[str], rows: list[list[str]], note: str = "") 
     out.print(table)
     if note:
         out.print(note, style="dim")
+
+
+def bullets(title: str, sentences: Iterable[str]) -> None:
+    """A list, each item indented under its mark."""
+    if title:
+        out.print(title, style="bold")
+    for sentence in sentences:
+        out.print(
+            textwrap.fill(sentence, out.width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False),
+            soft_wrap=True,
+        )
 
 
 class Bars:

@@ -1,13 +1,71 @@
-"""Splits found by rule, to compare the best one with: all on the entry, and the entry first, then the fastest hosts.
+"""Splits found by rule, to compare the best one with: one host, equal shares, the entry first and then the fastest.
 
 Must not know: the integer program.
 """
 
 from __future__ import annotations
 
-from edgesplit.revision.cost import violations
+from collections.abc import Iterable, Iterator
+from itertools import permutations
+
+from edgesplit.revision.cost import Costs, evaluate, violations
 from edgesplit.revision.problem import Problem
 from edgesplit.split import Split, Stage, split_from_placement
+from edgesplit.values import Value
+
+SHARERS = 5  # hosts beside the entry, the fastest, that are tried for equal shares, in every choice and order
+
+
+class Rival(Value):
+    """A split by rule with its costs, or why there is none."""
+
+    rule: str
+    split: Split | None
+    costs: Costs | None
+    why: str
+
+
+def rivals(problem: Problem) -> tuple[Rival, ...]:
+    """The best of each rule: all on the entry, all layers on one other host, equal shares, the simple rule."""
+    everything = Split(stages=(Stage(host=problem.entry, first=0, last=problem.last),))
+    return (
+        _rival(f"all on {problem.entry}", [everything], problem, "; ".join(violations(everything, problem))),
+        _rival("one other host", _on_one(problem), problem, "none holds all that may be elsewhere"),
+        _rival("equal shares", _even(problem), problem, "no equal shares keep the limits"),
+        _rival("the simple rule", filter(None, [greedy(problem)]), problem, "it finds no split"),
+    )
+
+
+def _rival(rule: str, splits: Iterable[Split], problem: Problem, otherwise: str) -> Rival:
+    legal = [split for split in splits if not violations(split, problem)]
+    costed = [(evaluate(split, problem), split) for split in legal]
+    if not costed:
+        return Rival(rule=rule, split=None, costs=None, why=otherwise)
+    costs, split = min(costed, key=lambda one: one[0].phi)
+    return Rival(rule=rule, split=split, costs=costs, why="")
+
+
+def _on_one(problem: Problem) -> Iterator[Split]:
+    """Everything that may be there on one host, the rest on the entry."""
+    for host in problem.hosts:
+        placement = [host if host in legal else problem.entry for legal in problem.legal]
+        if host != problem.entry and host in placement:
+            yield split_from_placement(placement)
+
+
+def _even(problem: Problem) -> Iterator[Split]:
+    """Layers in equal shares over two hosts and more, the entry among them or with its pinned ends only."""
+    others = sorted(
+        (host for host in problem.hosts if host != problem.entry), key=lambda host: (problem.alone_seconds(host), host)
+    )[:SHARERS]
+    layers = problem.last - 1
+    for count in range(1, len(others) + 1):
+        for chosen in permutations(others, count):
+            for hosts in ((problem.entry, *chosen), chosen):
+                if 1 < len(hosts) <= layers:
+                    shares = [layers // len(hosts) + (place < layers % len(hosts)) for place in range(len(hosts))]
+                    inner = [host for host, share in zip(hosts, shares, strict=True) for _ in range(share)]
+                    yield split_from_placement([problem.entry, *inner, problem.entry])
 
 
 def single_host(problem: Problem) -> Split | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from edgesplit.errors import EdgesplitError
 from edgesplit.revision.cost import Costs, evaluate, violations
 from edgesplit.revision.exact import optimise
-from edgesplit.revision.explain import why_infeasible
 from edgesplit.revision.problem import Problem
+from edgesplit.revision.refusal import why_infeasible
 from edgesplit.split import Split, split_from_placement
 from edgesplit.values import Value
 
@@ -31,7 +31,7 @@ class Solution(Value):
 
 
 def solve(problem: Problem, *, fixed_boundaries: Split | None = None, merge: bool = True) -> Solution:
-    """Raises InfeasibleError, from explain.why_infeasible.
+    """Raises InfeasibleError, from refusal.why_infeasible.
 
     merge            runs of identical layers are counted, not named (re-split, eq. 7 and 9): seconds for a hundred
                      layers on sixteen hosts. The privacy term stays exact, see program._exposure. Many short runs are

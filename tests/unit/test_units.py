@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgesplit.units import format_rate, format_size, format_time, parse_rate, parse_size, parse_time
+from edgesplit.units import enough_size, format_rate, format_size, format_time, parse_rate, parse_size, parse_time
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,11 @@ def test_quantities_as_shown(shown: str, expected: str) -> None:
 @given(st.integers(0, 10**15))
 def test_a_size_as_shown_reads_back_nearly(size: int) -> None:
     assert parse_size(_plain(format_size(size))) == pytest.approx(size, rel=0.006)  # three digits
+
+
+@given(st.integers(0, 2**50))
+def test_enough_is_never_too_little(size: int) -> None:
+    assert size <= parse_size(_plain(enough_size(size))) <= size * 1.011 + 1
 
 
 @given(st.floats(1e-6, 1e6))

@@ -1,0 +1,77 @@
+"""What `plan` found out, gathered once: the terminal, the page and the JSON show the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgesplit.revision.alternatives import Alternative, alternatives
+from edgesplit.revision.baseline import Rival, rivals
+from edgesplit.revision.comparison import Comparison, compare
+from edgesplit.revision.exposure import Sight, who_sees_what
+from edgesplit.revision.problem import Problem
+from edgesplit.revision.solver import Solution
+from edgesplit.revision.whatif import Outlook, look
+from edgesplit.split import Split
+
+if TYPE_CHECKING:  # it imports torch
+    from edgesplit.model.audit import Exposure
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted beside the split: why these blocks are there, how another split compares, what would help."""
+
+    blocks: range
+    other: Split | None
+    outlook: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    problem: Problem
+    solution: Solution
+    sights: tuple[Sight, ...]
+    rivals: tuple[Rival, ...]
+    outlook: Outlook | None
+    explained: range
+    alternatives: tuple[Alternative, ...]
+    comparison: Comparison | None
+    exposures: tuple[Exposure, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The solution's keys, and one for each thing that was found beside it."""
+        lists = {
+            "who_sees_what": self.sights,
+            "rivals": self.rivals,
+            "alternatives": self.alternatives,
+            "exposures": self.exposures,
+        }
+        values = {"outlook": self.outlook, "comparison": self.comparison}
+        return {
+            **self.solution.model_dump(mode="json"),
+            **{name: [one.model_dump(mode="json") for one in found] for name, found in lists.items()},
+            **{name: value.model_dump(mode="json") if value else None for name, value in values.items()},
+        }
+
+
+def gather(
+    solution: Solution,
+    problem: Problem,
+    asked: Asked,
+    exposures: tuple[Exposure, ...],
+    go_on: Callable[[], bool],
+) -> Report:
+    """`go_on` bounds what would help. Raises InputError and InfeasibleError for another split that does not belong."""
+    return Report(
+        problem=problem,
+        solution=solution,
+        sights=who_sees_what(solution.split, problem.trusted),
+        rivals=rivals(problem),
+        outlook=look(solution, problem, go_on) if asked.outlook else None,
+        explained=asked.blocks,
+        alternatives=alternatives(solution, problem, asked.blocks) if asked.blocks else (),
+        comparison=compare(solution.split, asked.other, problem) if asked.other is not None else None,
+        exposures=exposures,
+    )
