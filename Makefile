@@ -2,12 +2,13 @@
 # make test    a fresh machine to all tests passed
 # make check   format, lint, types, architecture, unit tests: before each commit
 # make bench-lab  how exact the lab is (docs/lab.md); any tests/bench/NAME.py is bench-NAME
+# make soak    twenty minutes of clients that come and go while epochs change
 # make tools   what the tests need of the system, through apt; only root can
 # make models  every model family transformers knows, cut and compared; writes docs/models.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check models tools clean
+.PHONY: demo test check models soak tools clean
 
 demo: .venv/ready
 	$(BIN)/python plans/demo/demo.py
@@ -31,6 +32,9 @@ tools:
 	  :; elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends \
 	  iproute2 openssh-server openssh-client procps; \
 	else echo "not root: install iproute2, openssh-server, openssh-client and procps for the tests of SSH and the lab"; fi
+
+soak: .venv/ready
+	EDGESPLIT_SOAK=1200 $(BIN)/pytest tests/fleet/test_soak.py
 
 models: .venv/ready
 	PYTHONPATH=tests $(BIN)/python -m families.run
