@@ -3,7 +3,7 @@
 HiGHS solves the relaxations, each from where the last one ended. What is left to do by hand is little, because the
 relaxation with its cuts is almost whole: a few dozen nodes, where HiGHS's own search takes ten times as long over its
 first one. Depth first until a bound is no longer the least, then from the least one: equal problems, equal answers.
-Must not know: what the variables mean, except which of them form a route or a ladder.
+Must not know: what the variables mean, except which of them form a route.
 """
 
 from __future__ import annotations
@@ -38,11 +38,10 @@ class Route:
 
 @dataclass(frozen=True)
 class Shape:
-    """What must hold beside the rows. `whole`: columns that must be whole, by importance; `ladders`: columns of which
-    one is 1 and the others 0, in order; `routes`: each must be one way from its beginning to its end."""
+    """What must hold beside the rows. `whole`: columns that must be whole, by importance; `routes`: each must be one way
+    from its beginning to its end."""
 
     whole: Sequence[Sequence[int]]
-    ladders: Sequence[Sequence[int]]
     routes: Sequence[Route]
 
 
@@ -177,11 +176,12 @@ class Search:
             self.model.deleteRows(len(idle), idle)
 
     def _keep(self, values: list[float], value: float) -> None:
-        """A better solution. What costs more than its distance from the root is 0 in every better one."""
+        """A better solution. A whole column that costs more than its distance from the root stays at its least value
+        in every better one."""
         self.found.values, self.found.objective = values, value
-        for column, cost in enumerate(self.costs):
+        for column in (column for columns in self.shape.whole for column in columns):
             least, most = self.limits[column]
-            if cost > value - self.root + WHOLE and most > least:
+            if self.costs[column] > value - self.root + WHOLE and most > least:
                 self.limits[column] = (least, least)
                 self.model.changeColBounds(column, least, least)
 
@@ -204,13 +204,6 @@ class Search:
             floor = math.floor(values[column])
             down, up = {**bounds, column: (least, floor)}, {**bounds, column: (floor + 1.0, most)}
             return (up, down) if values[column] - floor >= 0.5 else (down, up)
-        for ladder in self.shape.ladders:
-            taken = [step for step, column in enumerate(ladder) if values[column] > WHOLE]
-            if len(taken) > 1:
-                at = sum(step * values[ladder[step]] for step in taken) / sum(values[ladder[step]] for step in taken)
-                middle = min(max(math.floor(at), taken[0]), taken[-1] - 1)
-                below, above = ladder[: middle + 1], ladder[middle + 1 :]
-                return {**bounds, **dict.fromkeys(above, (0.0, 0.0))}, {**bounds, **dict.fromkeys(below, (0.0, 0.0))}
         return None
 
 

@@ -6,13 +6,11 @@ have one, in which order and how long, is a route:
     first[h], last[h]   the segment begins, ends on h                       one of each
     arc[h,g]            g's stretch follows h's                             in-degree = out-degree = visit[h]
     count[h]            units on h                                          visit <= count <= limit x visit
-    done[h,g]           units done when the route goes from h to g          where positions count: for privacy
     joint[h,g]          the segment ends on h and the next begins on g      free when h = g: the same stage goes on
 
 That no cycle stands alone is not in the rows: the search cuts cycles off (cuts.py).
 A segment of one unit needs only `first`: that is the paper's x_ij (eq. 4). Memory and load are eq. 5; pins (eq. 6 and
-10) are variables that do not exist. The maxima in L and U are variables above their arguments. P counts layers by
-position: see `_exposure`. Times are divided by Problem-sized constants, so that the solver's absolute tolerances are
+10) are variables that do not exist. The maxima in L and U are variables above their arguments; P: depth.py. Times are divided by Problem-sized constants, so that the solver's absolute tolerances are
 relative ones; memory is in KiB with half a byte to spare, which is exact.
 Must not know: plans, or how a result is explained.
 """
@@ -27,6 +25,7 @@ import pulp
 
 from edgesplit.revision.branch import Route, Shape
 from edgesplit.revision.cuts import Hop
+from edgesplit.revision.depth import Depth, Walk
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.segments import Segment
 
@@ -44,7 +43,6 @@ class _Piece:
     visit: dict[str, Expression]
     count: dict[str, Expression]
     arc: dict[Hop, Expression]
-    done: dict[Hop, Expression]
 
 
 class Program:
@@ -53,7 +51,7 @@ class Program:
     def __init__(self, problem: Problem, segments: list[Segment]) -> None:
         self.problem = problem
         self.lp = pulp.LpProblem("split_revision", pulp.LpMinimize)
-        self.ladders: list[list[Expression]] = []
+        self.depth = Depth(self.lp, self._number, problem.trusted)
         self.number = {host: str(number) for number, host in enumerate(problem.hosts)}
         self.pieces = [self._piece(number, segment) for number, segment in enumerate(segments)]
         self.joints = [
@@ -79,7 +77,7 @@ class Program:
         first = {host: self._number("first", number, host, kind=pulp.LpBinary) for host in hosts}
         self.lp += pulp.lpSum(first.values()) == 1
         if segment.count == 1:
-            return _Piece(segment, first, first, first, first, {}, {})
+            return _Piece(segment, first, first, first, first, {})
         pairs = [(left, right) for left in hosts for right in hosts if self.problem.linked(left, right)]
         piece = _Piece(
             segment,
@@ -88,12 +86,8 @@ class Program:
             visit={host: self._number("visit", number, host) for host in hosts},
             count={host: self._number("count", number, host, kind=pulp.LpInteger, most=hosts[host]) for host in hosts},
             arc={pair: self._number("arc", number, *pair, kind=pulp.LpBinary) for pair in pairs},
-            done={},
         )
         self._route(piece)
-        if self.problem.objective.privacy > 0:
-            piece.done.update({pair: self._number("done", number, *pair, most=segment.count - 1) for pair in pairs})
-            self._in_order(piece)
         return piece
 
     def _route(self, piece: _Piece) -> None:
@@ -105,15 +99,6 @@ class Program:
             lp += piece.last[host] + _out_of(piece.arc, host) == piece.visit[host]
             lp += piece.count[host] >= piece.visit[host]
             lp += piece.count[host] <= limit * piece.visit[host]
-
-    def _in_order(self, piece: _Piece) -> None:
-        lp, total = self.lp, piece.segment.count
-        for host in piece.visit:
-            came = _into(piece.done, host) + piece.count[host]
-            lp += came == _out_of(piece.done, host) + total * piece.last[host]
-        for pair, arc in piece.arc.items():
-            lp += piece.done[pair] <= (total - 1) * arc
-            lp += piece.done[pair] >= arc
 
     def _joint(self, number: int, left: _Piece, right: _Piece) -> dict[Hop, Expression]:
         """Determined by `last` and `first`, so it need not be declared binary."""
@@ -253,57 +238,14 @@ class Program:
         return [wire for wire in wires if len(wire)]
 
     def _exposure(self, number: int) -> Expression:
-        """The segment's part of P, exactly, though layers are only counted.
-
-        With W(p) the depth weight of its first p units, an untrusted stretch from p to q weighs W(q) - W(p), so P is
-        the sum of W over the positions where the route leaves untrusted hosts, less that where it enters them. W is
-        concave: -W is the maximum of its tangents; W takes one binary per untrusted host and position.
-        """
-        piece, problem = self.pieces[number], self.problem
-        weights = problem.depth[piece.segment.first : piece.segment.blocks[-1] + 1]
-        if piece.segment.count == 1:
-            return sum(weights) * _sum_over(piece.first, problem.trusted)
-        terms = [sum(weights) * _sum_over(piece.last, problem.trusted)]
-        for host in piece.visit:
-            if host not in problem.trusted:
-                terms += [self._leaving(number, host, weights), -1 * self._entering(number, host, weights)]
-        exposed = self._number("exposed", number)
-        self.lp += exposed >= pulp.lpSum(terms)
-        self._at_least_the_deepest(exposed, _sum_over(piece.count, problem.trusted), weights)
-        return exposed
-
-    def _at_least_the_deepest(self, exposed: Expression, units: Expression, weights: tuple[float, ...]) -> None:
-        """Implied by the rest, but not by its relaxation: `units` units expose at least what the deepest ones would."""
-        deepest = weights[::-1]
-        for number, slope in enumerate(deepest):
-            self.lp += exposed >= sum(deepest[:number]) - number * slope + slope * units
-
-    def _leaving(self, number: int, host: str, weights: tuple[float, ...]) -> Expression:
-        """W at the position where the route goes from this untrusted host to a trusted one."""
-        piece, positions = self.pieces[number], range(1, len(weights))
-        pairs = [pair for pair in piece.arc if pair[0] == host and pair[1] in self.problem.trusted]
-        if not pairs:
-            return pulp.LpAffineExpression()
-        at = {position: self._number("leave", number, host, position, kind=pulp.LpBinary) for position in positions}
-        self.ladders.append(list(at.values()))
-        self.lp += pulp.lpSum(at.values()) == pulp.lpSum(piece.arc[pair] for pair in pairs)
-        moved = pulp.lpSum(position * chosen for position, chosen in at.items())
-        self.lp += moved == pulp.lpSum(piece.done[pair] for pair in pairs)
-        return pulp.lpSum(sum(weights[:position]) * chosen for position, chosen in at.items())
-
-    def _entering(self, number: int, host: str, weights: tuple[float, ...]) -> Expression:
-        """W at the position where the route comes to this untrusted host from a trusted one."""
         piece = self.pieces[number]
-        pairs = [pair for pair in piece.arc if pair[1] == host and pair[0] in self.problem.trusted]
-        if not pairs:
-            return pulp.LpAffineExpression()
-        entered = self._number("enter", number, host)
-        taken = pulp.lpSum(piece.arc[pair] for pair in pairs)
-        done = pulp.lpSum(piece.done[pair] for pair in pairs)
-        for position in range(1, len(weights)):
-            slope = weights[position]
-            self.lp += entered <= (sum(weights[:position]) - position * slope) * taken + slope * done
-        return entered
+        segment = piece.segment
+        weights = self.problem.depth[segment.first : segment.blocks[-1] + 1]
+        if segment.count == 1:
+            weights = (sum(weights),)
+        return self.depth.exposed(
+            Walk(number, piece.last, piece.visit, piece.count, piece.arc, segment.limits, weights)
+        )
 
     # Answer
 
@@ -316,9 +258,9 @@ class Program:
             [piece.arc for piece in routed],
             [piece.count for piece in routed],
         )
+        whole = [[one.index for variables in kind for one in variables.values()] for kind in kinds]
         return Shape(
-            whole=[[one.index for variables in kind for one in variables.values()] for kind in kinds],
-            ladders=[[one.index for one in ladder] for ladder in self.ladders],
+            whole=[*whole, [one.index for one in self.depth.levels]],
             routes=[Route(*(_columns(each) for each in (one.first, one.visit, one.arc))) for one in routed],
         )
 
@@ -345,7 +287,3 @@ def _into(pairs: dict[Hop, Expression], host: str) -> Expression:
 
 def _out_of(pairs: dict[Hop, Expression], host: str) -> Expression:
     return pulp.lpSum(value for pair, value in pairs.items() if pair[0] == host)
-
-
-def _sum_over(chosen: dict[str, Expression], trusted: frozenset[str]) -> Expression:
-    return pulp.lpSum(value for host, value in chosen.items() if host not in trusted)
