@@ -38,8 +38,8 @@ class Route:
 
 @dataclass(frozen=True)
 class Shape:
-    """What must hold beside the rows. `whole`: columns that must be whole, by importance; `routes`: each must be one way
-    from its beginning to its end."""
+    """What must hold beside the rows. `whole`: columns that must be whole, by importance; `routes`: each must be one
+    way from its beginning to its end."""
 
     whole: Sequence[Sequence[int]]
     routes: Sequence[Route]

@@ -56,7 +56,7 @@ class Depth:
             return exposed
         before = self._before(walk, outside, most)
         step = walk.weights[0] - walk.weights[1]
-        return exposed + step * most * pulp.lpSum(self._product(walk, host, before[host], most) for host in inside)
+        return exposed + step * most * pulp.lpSum(self._product(walk, host, before[host]) for host in inside)
 
     def _deepest(self, walk: Walk, outside: list[str], most: int) -> Expression:
         """Convex in the number of units: the maximum of its tangents."""
@@ -85,8 +85,8 @@ class Depth:
             self.lp += onward + walk.last[host] >= came + own
         return before
 
-    def _product(self, walk: Walk, host: str, before: Expression, most: int) -> Expression:
-        """count x before, in units of `most`."""
+    def _product(self, walk: Walk, host: str, before: Expression) -> Expression:
+        """count x before, in units of the most untrusted units there may be."""
         levels = [self.variable("level", walk.number, host, level) for level in range(walk.limits[host])]
         self.levels += levels
         self.lp += pulp.lpSum(levels) == walk.count[host]

@@ -8,10 +8,10 @@ have one, in which order and how long, is a route:
     count[h]            units on h                                          visit <= count <= limit x visit
     joint[h,g]          the segment ends on h and the next begins on g      free when h = g: the same stage goes on
 
-That no cycle stands alone is not in the rows: the search cuts cycles off (cuts.py).
-A segment of one unit needs only `first`: that is the paper's x_ij (eq. 4). Memory and load are eq. 5; pins (eq. 6 and
-10) are variables that do not exist. The maxima in L and U are variables above their arguments; P: depth.py. Times are divided by Problem-sized constants, so that the solver's absolute tolerances are
-relative ones; memory is in KiB with half a byte to spare, which is exact.
+That no cycle stands alone is not in the rows: the search cuts cycles off (cuts.py). A segment of one unit needs only
+`first`: that is the paper's x_ij (eq. 4). Memory and load are eq. 5; pins (eq. 6 and 10) are variables that are absent.
+The maxima in L and U are variables above their arguments; P: depth.py. Times are divided by Problem-sized constants, so
+that the solver's absolute tolerances are relative ones; memory is in KiB with half a byte to spare, which is exact.
 Must not know: plans, or how a result is explained.
 """
 
