@@ -62,7 +62,10 @@ def run(
     talk.print(
         f"epoch {pushed.split.epoch} serves after {seconds:.1f} s: {address} on {space.plan.entry}", soft_wrap=True
     )
-    talk.print(f"next: edgesplit generate {plan} 'Hello'", soft_wrap=True)
+    encodes = space.checkpoint.chain.kind == "encoder"
+    talk.print(
+        f"it answers {address}/embeddings" if encodes else f"next: edgesplit generate {plan} 'Hello'", soft_wrap=True
+    )
 
 
 def _announce(steps: tuple[Step, ...], *, every: bool) -> None:

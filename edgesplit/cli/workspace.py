@@ -72,6 +72,12 @@ class Workspace:
                 f"{self.plan_file}: workload.max_context is {wanted}, but {source.source} knows {has} positions",
                 f"set it to at most {has}",
             )
+        if found.chain.image_positions is not None and wanted < found.chain.image_positions:
+            raise InputError(
+                f"{self.plan_file}: workload.max_context is {wanted}, but {source.source} makes "
+                f"{found.chain.image_positions} positions of an image",
+                "set it to at least as many",
+            )
         return found
 
     def cargo(self) -> Cargo:

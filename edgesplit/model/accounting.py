@@ -37,6 +37,7 @@ class Probe:
     max_context: int | None
     chunked: bool
     glued: tuple[tuple[int, int], ...]
+    image_positions: int | None
 
 
 def probe(model: Any, anatomy: Anatomy, config: Any) -> Probe:
@@ -55,6 +56,7 @@ def probe(model: Any, anatomy: Anatomy, config: Any) -> Probe:
         max_context=positions if type(positions) is int else None,
         chunked=rehearsal.chunked,
         glued=_glued(text),
+        image_positions=runs.positions,
     )
 
 
@@ -126,6 +128,12 @@ class _Runs:
     def prompts(self) -> list[Forward]:
         return [run for run in self.short if not run.before]
 
+    @property
+    def positions(self) -> int | None:
+        """How many each forward had, where that is not how many tokens it was given: of an image."""
+        found = {run.tokens for run in self.short}
+        return found.pop() if len(found) == 1 else None
+
 
 def _runs(rehearsal: Rehearsal, text: Any) -> _Runs:
     steps = SEQUENCES if rehearsal.chunked else [sequence[:2] for sequence in SEQUENCES]
@@ -135,6 +143,8 @@ def _runs(rehearsal: Rehearsal, text: Any) -> _Runs:
     lengthy = [(2 * max(rates) + 3, 1), (3 * max(rates) + 2,)] if rates else []
     condensing = tuple(run for sequence in lengthy for run in rehearsal.sequence(*sequence))
     found = _Runs(tuple(short), (), condensing, rehearsal.chunked, _group(text))
+    if found.positions is not None:
+        return found
     total = sum(found.prompts[0].flops)
     heavy = [number for number, flops in enumerate(found.prompts[0].flops) if flops > FIXED * total]
     if not any(_padded(number, found) for number in heavy):
@@ -233,6 +243,8 @@ def _decode(number: int, sight: _Sight, runs: _Runs, prefill: Flops) -> tuple[in
     """A decode step's arithmetic: whatever the context, per position, and per condensed entry. What a position adds is
     told by prompts where the window is full at once."""
     steps = [*runs.steps, *runs.condensing[1:2]]
+    if not steps:
+        return 0, 0, 0
     rows = [([1, sight.positions(run), sight.entries(run)], run.flops[number]) for run in steps]
     if len({seen for (_, seen, _), _ in rows[:2]}) > 1:
         per_token, per_position, per_entry = _solve(rows)
@@ -243,6 +255,8 @@ def _decode(number: int, sight: _Sight, runs: _Runs, prefill: Flops) -> tuple[in
 
 
 def _prefill(number: int, sight: _Sight, runs: _Runs) -> Flops:
+    if runs.positions is not None:
+        return Flops(token=runs.prompts[0].flops[number] // runs.positions)
     if runs.long and sight.rate is None and _padded(number, runs):
         return _in_groups([(run.tokens, run.flops[number]) for run in runs.long], runs.group)
     prompts = [*runs.prompts, *runs.condensing[:1]]

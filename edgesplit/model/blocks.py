@@ -120,6 +120,7 @@ class Chain(Value):
     """embedding, layers.0 .. layers.n-1, head.
 
     `kind`: text models generate; so do vision models, whose tower is part of the embedding; encoders do not.
+    `image_positions`: of an encoder of images, how many it makes of one; None of any other model.
     `common_bytes`: small weights (norms, rotary tables) that every stage holds. The head of a model with tied
     embeddings weighs nothing: the entry host, which holds both, holds the matrix once.
     """
@@ -132,6 +133,7 @@ class Chain(Value):
     common_bytes: int
     max_context: int | None
     kind: Literal["text", "vision", "encoder"] = "text"
+    image_positions: int | None = None
     chunked: bool = True  # may a prompt come in pieces?
     glued: tuple[tuple[int, int], ...] = ()  # runs of blocks, first and last, that stay together: they share caches
     checkpoint: str  # digest of the config and of every file's header

@@ -90,9 +90,15 @@ def notes(folder: Path) -> tuple[str, ...]:
         raise ModelError(f"{folder} wants to be generated with {', '.join(names)}, which is not done here", hint)
     if names := ignored(config):
         said.append(f"generation_config.json: left out, without effect on tokens: {', '.join(names)}")
-    if not any(path.is_file() for pattern in _VOCABULARIES for path in folder.glob(pattern)):
+    files = [path for pattern in _VOCABULARIES for path in folder.glob(pattern) if path.is_file()]
+    if not files and not _sees_only(_json(folder / "config.json") or {}):
         said.append("no tokenizer: the API takes and gives token ids only")
     return tuple(said)
+
+
+def _sees_only(config: dict[str, Any]) -> bool:
+    """Is it an encoder of images, which needs no tokenizer?"""
+    return "image_size" in config and not {"vocab_size", "text_config"} & config.keys()
 
 
 def _json(path: Path) -> dict[str, Any] | None:

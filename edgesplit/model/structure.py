@@ -67,6 +67,7 @@ def analyse(
         common_bytes=weights[COMMON],
         max_context=found.max_context,
         kind=anatomy.kind,
+        image_positions=found.image_positions,
         chunked=found.chunked,
         glued=found.glued,
         checkpoint=contents,

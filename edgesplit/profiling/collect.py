@@ -56,7 +56,7 @@ def _measure(
 ) -> HostProfile | str:
     spec = inventory.hosts[host.name]
     code = {file.name: file.read_bytes() for file in checkpoint.own_code}
-    command = probes.measure(spec, plan, checkpoint.config, code, entry=host.name == plan.entry)
+    command = probes.measure(spec, plan, checkpoint.chain, checkpoint.config, code, entry=host.name == plan.entry)
     try:
         text = host.run(command, stdin=with_code(runner_archive(), code), timeout=MEASURE_SECONDS)
     except CommandFailed as error:

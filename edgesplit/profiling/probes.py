@@ -13,6 +13,7 @@ from edgesplit.fleet import HostProfile, LinkProfile, StageTimes
 from edgesplit.hosts import commands
 from edgesplit.hosts.commands import Command
 from edgesplit.inventory import HostSpec
+from edgesplit.model.blocks import Chain
 from edgesplit.plan import ModelPlan
 from edgesplit.values import Value
 
@@ -23,17 +24,20 @@ class NoProfile(ValueError):
     """The host answered, but it cannot be used; says why."""
 
 
-def measure(spec: HostSpec, plan: ModelPlan, config: dict[str, Any], code: Iterable[str], *, entry: bool) -> Command:
+def measure(
+    spec: HostSpec, plan: ModelPlan, chain: Chain, config: dict[str, Any], code: Iterable[str], *, entry: bool
+) -> Command:
     """Everything about one host, in one round trip; standard input is the runner archive, with the files of `code`."""
     workload = plan.workload
+    tokens = chain.image_positions or workload.prompt_tokens
     arguments = {
         "config": config,
         "code": [*code],
         "dtype": plan.dtype,
         "quantization": plan.quantization,
         # half of the answer is there when the average token is made
-        "context": workload.prompt_tokens + workload.new_tokens // 2,
-        "chunk": min(plan.prefill_chunk, workload.prompt_tokens),
+        "context": tokens if chain.kind == "encoder" else tokens + workload.new_tokens // 2,
+        "chunk": min(plan.prefill_chunk, tokens) if chain.chunked else tokens,
         "threads": spec.cores or 0,
         "head": entry,
     }

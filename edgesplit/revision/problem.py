@@ -169,8 +169,7 @@ def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> P
             f"the entry host {plan.entry} cannot be used: {unusable[plan.entry]}",
             "embedding and head are always on the entry: mend it, or name another trusted host as `entry`",
         )
-    generates = chain.kind != "encoder"
-    workload = plan.workload if generates else plan.workload.model_copy(update={"new_tokens": 1})
+    workload = _workload(chain, plan.workload)
     piece = plan.prefill_chunk if chain.chunked else workload.max_context  # the longest that travels at once
     prompt = Prompt(workload.prompt_tokens, -(-workload.prompt_tokens // piece))
     caches = tuple(block.cache_bytes_until(workload.max_context) * workload.concurrency for block in chain.blocks)
@@ -196,8 +195,17 @@ def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> P
         workload=workload,
         objective=plan.objective,
         service=plan.service,
-        generates=generates,
+        generates=chain.kind != "encoder",
     )
+
+
+def _workload(chain: Chain, asked: Workload) -> Workload:
+    """What is asked of an encoder is a text, or an image, which has as many positions as the model makes of it."""
+    if chain.kind != "encoder":
+        return asked
+    size = chain.image_positions
+    image = {} if size is None else {"prompt_tokens": size, "max_context": size}
+    return asked.model_copy(update={"new_tokens": 1, **image})
 
 
 def _check_entry(plan: ModelPlan, inventory: Inventory) -> None:

@@ -26,7 +26,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from .embeddings import CUT_SHORT, encode, read_texts, reply
+from .embeddings import CUT_SHORT, encode, read_input, reply
 from .entry import Entry, Overloaded, Request
 from .front import Front, Inputs
 from .text import Detokenizer
@@ -135,14 +135,18 @@ class Api:
         return await self._respond(http, _answer(front, body, ids, inputs, chat=True))
 
     async def _embeddings(self, http: HttpRequest) -> Response:
-        body, front = await _body(http), self.front
+        front = self.front
+        body = await _body(http, images=front.eyes is not None)
         front.check_kind(encoder=True)
-        texts = read_texts(body, front)
+        if front.eyes is None:
+            given = read_input(body, front)
+        else:  # images take their time, and others wait for their vectors
+            given = await asyncio.to_thread(read_input, body, front)
         try:
-            hidden = await asyncio.wait_for(encode(texts, front, self._entry, self._worker), PATIENCE)
+            hidden = await asyncio.wait_for(encode(given, front, self._entry, self._worker), PATIENCE)
         except asyncio.TimeoutError:  # not the builtin TimeoutError before Python 3.11
             return _error(CUT_SHORT, "server_error", 504)
-        return JSONResponse(reply(body, front, texts, hidden))
+        return JSONResponse(reply(body, front, hidden))
 
     async def _respond(self, http: HttpRequest, answer: Answer) -> Response:
         await self._submit(answer)

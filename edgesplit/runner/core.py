@@ -197,7 +197,11 @@ class Core:
     def _try(self, ring: Ring) -> None:
         if ring.state not in (State.LINKED, State.SERVING):
             raise CoreError(f"epoch {ring.epoch} is {ring.state.value} {ring.reason}".strip())
-        ring.read(TRIAL, [0, 0], size=1)
+        blank = ring.stages[0].blank()
+        if blank is None:
+            ring.read(TRIAL, [0, 0], size=1)
+        else:
+            ring.see(TRIAL, blank, sample=True)
 
     def _welcome(self, ring: Ring) -> None:
         ring.event(Event.LOADED)

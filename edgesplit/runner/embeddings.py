@@ -1,4 +1,4 @@
-"""/v1/embeddings: texts in, a vector of each out. Every text is a sequence of its own in the ring.
+"""/v1/embeddings: texts or images in, a vector of each out. Every one is a sequence of its own in the ring.
 
 Must not know: HTTP, where the model runs, how a vector is made of hidden states (pooling.py does).
 """
@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from .entry import Entry, Request
-from .front import Front
+from .front import Front, Inputs
+from .images import Eyes
 from .sampling import Sampling
+from .tokens import ChatError
 from .wishes import BadRequest
 from .worker import Worker
 
@@ -24,11 +26,11 @@ MAX_TEXTS = 2048  # of one request, as OpenAI has it
 CUT_SHORT = "no vector in time; the ring is down"
 _FORMATS = ("float", "base64")
 
-Texts = list[tuple[int, ...]]
+Given = list[tuple[tuple[int, ...], Inputs]]  # token ids of a text; or none, and what the model takes of an image
 
 
-def read_texts(body: Mapping[str, Any], front: Front) -> Texts:
-    """The token ids of each text. Raises BadRequest."""
+def read_input(body: Mapping[str, Any], front: Front) -> Given:
+    """Takes its time where there are images. Raises BadRequest."""
     model = body.get("model", front.service.model)
     if model != front.service.model:
         raise BadRequest(f"no model {model!r} here; it is {front.service.model!r}", "model")
@@ -36,6 +38,8 @@ def read_texts(body: Mapping[str, Any], front: Front) -> Texts:
         raise BadRequest("vectors have the model's own number of dimensions", "dimensions")
     if body.get("encoding_format", "float") not in _FORMATS:
         raise BadRequest(f"encoding_format is one of {', '.join(_FORMATS)}", "encoding_format")
+    if front.eyes is not None:
+        return _images(body.get("input"), front.eyes)
     texts = _several(body.get("input"))
     if len(texts) > MAX_TEXTS:
         raise BadRequest(f"more than {MAX_TEXTS} texts", "input")
@@ -43,7 +47,17 @@ def read_texts(body: Mapping[str, Any], front: Front) -> Texts:
     most = front.service.max_context
     if long := next((len(ids) for ids in read if len(ids) > most), 0):
         raise BadRequest(f"a text has {long} tokens and the plan's max_context is {most}", "input")
-    return read
+    return [(ids, {}) for ids in read]
+
+
+def _images(value: Any, eyes: Eyes) -> Given:
+    parts = value if isinstance(value, list) else [value]
+    if not parts or not all(isinstance(part, dict) and part.get("type") == "image_url" for part in parts):
+        raise BadRequest("this model takes images: {type: image_url, image_url: {url}}, or a list of these", "input")
+    try:
+        return [((), inputs) for inputs in eyes.read(parts)]
+    except ChatError as error:
+        raise BadRequest(str(error), "input") from error
 
 
 def _several(value: Any) -> list[Any]:
@@ -59,15 +73,15 @@ def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
 
 
-async def encode(texts: Texts, front: Front, entry: Entry, worker: Worker) -> list[torch.Tensor]:
-    """The last hidden state of each, as many at once as the plan has sequences. Raises Overloaded."""
+async def encode(given: Given, front: Front, entry: Entry, worker: Worker) -> list[torch.Tensor]:
+    """The last hidden state of each, as many at once as the plan has sequences. Raises Overloaded, BadRequest."""
     turn = asyncio.Semaphore(front.service.concurrency)
 
-    async def one(ids: tuple[int, ...]) -> torch.Tensor:
+    async def one(ids: tuple[int, ...], inputs: Inputs) -> torch.Tensor:
         async with turn:
-            return await _encode(ids, entry, worker)
+            return await _encode(ids, inputs, entry, worker)
 
-    tasks = [asyncio.ensure_future(one(ids)) for ids in texts]
+    tasks = [asyncio.ensure_future(one(*each)) for each in given]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
@@ -75,15 +89,19 @@ async def encode(texts: Texts, front: Front, entry: Entry, worker: Worker) -> li
             task.cancel()
 
 
-async def _encode(ids: tuple[int, ...], entry: Entry, worker: Worker) -> torch.Tensor:
+async def _encode(ids: tuple[int, ...], inputs: Inputs, entry: Entry, worker: Worker) -> torch.Tensor:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[torch.Tensor] = loop.create_future()
 
-    def encoded(hidden: torch.Tensor) -> None:
+    def give(result: torch.Tensor | BadRequest) -> None:
         with contextlib.suppress(RuntimeError):  # the server's loop has closed
-            loop.call_soon_threadsafe(_give, done, hidden)
+            loop.call_soon_threadsafe(_give, done, result)
 
-    request = Request(ids, 0, Sampling(), frozenset(), lambda *_: None, encoded=encoded)
+    def ended(_token: int | None, end: str | None, _logprob: float | None) -> None:
+        if end == "misfit":
+            give(BadRequest("the image does not fit the model", "input"))
+
+    request = Request(ids, 0, Sampling(), frozenset(), ended, inputs=inputs, encoded=give)
     number = await asyncio.wrap_future(worker.call(lambda: entry.submit(request)))
     try:
         return await done
@@ -92,13 +110,17 @@ async def _encode(ids: tuple[int, ...], entry: Entry, worker: Worker) -> torch.T
             worker.call(lambda: entry.cancel(number))
 
 
-def _give(done: asyncio.Future[torch.Tensor], hidden: torch.Tensor) -> None:
-    if not done.done():  # nobody waits any more
-        done.set_result(hidden)
+def _give(done: asyncio.Future[torch.Tensor], result: torch.Tensor | BadRequest) -> None:
+    if done.done():  # nobody waits any more
+        return
+    if isinstance(result, BadRequest):
+        done.set_exception(result)
+    else:
+        done.set_result(result)
 
 
-def reply(body: Mapping[str, Any], front: Front, texts: Texts, hidden: list[torch.Tensor]) -> dict[str, Any]:
-    pooling, tokens = front.pooling, sum(map(len, texts))
+def reply(body: Mapping[str, Any], front: Front, hidden: list[torch.Tensor]) -> dict[str, Any]:
+    pooling, tokens = front.pooling, sum(map(len, hidden))  # an image too is as many as it has positions
     assert pooling is not None  # noqa: S101 - the front of an encoder has one
     vectors = [pooling.vector(states) for states in hidden]
     packed = body.get("encoding_format") == "base64"

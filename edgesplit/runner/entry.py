@@ -159,17 +159,8 @@ class Entry:
         if not request.inputs:
             ring.read(running.number, running.tokens, read)
             return
-        prompt = Prompt(torch.tensor([request.prompt]), request.inputs)
-        first = Work(
-            ring.epoch,
-            stage=0,
-            turns=(Turn(running.number, 0, 0),),
-            prefill=True,
-            sample=not running.answer,
-            payload=prompt,
-            since=time.perf_counter(),
-        )
-        self._worker.add(first)
+        prompt = Prompt(torch.tensor([request.prompt]) if request.prompt else None, request.inputs)
+        ring.see(running.number, prompt, sample=not running.answer)
         ring.read(running.number, running.tokens, len(request.prompt))
 
     def _refused(self, work: Work[Any], error: Exception) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .anatomy import Kind, model_kind, read_config
+from .anatomy import Kind, model_class, model_kind, read_config
 from .generation import ignored, refused
-from .images import Images
+from .images import Eyes, Images
 from .manifest import Service
 from .pooling import Pooling
 from .sampling import Sampler, Sampling, defaults, stop_tokens
-from .tokens import ChatError, chat_ids, load_tokenizer
+from .tokens import ChatError, NoTokenizer, chat_ids, load_tokenizer
 from .wishes import BadRequest
 
 log = logging.getLogger("runner")
@@ -30,7 +30,8 @@ Inputs = Mapping[str, torch.Tensor]  # what belongs to the images of a prompt
 @dataclass(frozen=True)
 class Front:
     """`base`: the checkpoint's sampling; `vocabulary`: ids that exist. `images` reads chats of a model with a vision
-    tower; where it cannot, `blind` says why. `pooling` makes a vector of what an encoder gives."""
+    tower; where it cannot, `blind` says why. `pooling` makes a vector of what an encoder gives; `eyes` reads for one
+    of images, which takes nothing else."""
 
     service: Service
     tokenizer: Any
@@ -41,6 +42,7 @@ class Front:
     images: Images | None = None
     blind: str = ""
     pooling: Pooling | None = None
+    eyes: Eyes | None = None
 
     @classmethod
     def load(cls, service: Service, folder: Path, *, trusted: bool = False) -> Front:
@@ -49,11 +51,12 @@ class Front:
         Raises OSError, ValueError.
         """
         config = read_config(str(folder), trust_remote_code=trusted)
-        kind, text = model_kind(config), config.get_text_config(decoder=True)
-        if not hasattr(text, "vocab_size"):
-            raise ValueError("it is an encoder of images, which no request can ask for")
+        kind = model_kind(config)
+        if kind == "encoder" and model_class(config).main_input_name == "pixel_values":
+            pooling, eyes = Pooling.load(folder), Eyes.load(folder)
+            return cls(service, NoTokenizer(), Sampling(), frozenset(), 0, kind, pooling=pooling, eyes=eyes)
         tokenizer = load_tokenizer(folder, trusted=trusted)
-        vocabulary = int(text.vocab_size)
+        vocabulary = int(config.get_text_config(decoder=True).vocab_size)
         if kind == "encoder":
             pooling = Pooling.load(folder)
             return cls(service, tokenizer, Sampling(), frozenset(), vocabulary, kind, pooling=pooling)

@@ -1,4 +1,4 @@
-"""Images in a chat: from a client's data URLs to token ids and what belongs to them.
+"""Images in a request: from a client's data URLs to what the model takes; in a chat, token ids with it.
 
 The checkpoint's own processor does it, its part for images alone: what it would need for videos is not asked for.
 Nothing is ever fetched: an image is in the request, or the request is refused.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from .anatomy import model_class
@@ -29,11 +29,43 @@ MAX_IMAGES = 16  # of one request
 MAX_PIXELS = 2**25  # of all images of one request, 100 MB once they are decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # of the API this one is modelled on; every decoder more is one more to trust
 _NOT_INPUTS = {"input_ids", "attention_mask", "labels"}  # ids go their own way, and nothing is padded
+_UNLOADABLE = (ImportError, OSError, ValueError, TypeError, AttributeError, KeyError)  # what processors raise then
 _EVERY_STEP = {"cross_attention_mask"}  # of models whose layers look at the image itself
 
 
 class ImageError(ChatError):
     """The images, or messages with images, cannot be read; the message says why."""
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """Reads the images of an encoder of images."""
+
+    processor: Any
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # images are large
+
+    @classmethod
+    def load(cls, folder: Path) -> Eyes:
+        """From a folder with the checkpoint's side files. Raises ImageError."""
+        try:
+            found = AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, backend="pil"
+            )
+        except _UNLOADABLE as error:
+            raise ImageError(f"its image processor cannot be used here: {' '.join(str(error).split())}") from error
+        return cls(found)
+
+    def read(self, parts: list[Any]) -> list[dict[str, torch.Tensor]]:
+        """Of parts {type: image_url, image_url: {url}}, what the model takes of each. Raises ImageError."""
+        budget = _Budget()
+        with self._lock:
+            return [self._pixels(budget.decode(part.get("image_url"))) for part in parts]
+
+    def _pixels(self, image: Any) -> dict[str, torch.Tensor]:
+        try:
+            return {"pixel_values": self.processor(image, return_tensors="pt")["pixel_values"]}
+        except Exception as error:  # a processor is set up by the checkpoint and may raise anything
+            raise ImageError(f"an image cannot be made ready for the model: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -56,7 +88,7 @@ class Images:
         kind = _without_videos(PROCESSOR_MAPPING[type(config)])
         try:
             processor = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (ImportError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except _UNLOADABLE as error:
             raise ImageError(f"{kind.__name__} cannot be used here: {' '.join(str(error).split())}") from error
         return cls(processor, takes - _NOT_INPUTS, getattr(config, "image_token_id", None))
 
@@ -92,22 +124,16 @@ def _without_videos(kind: type[Any]) -> type[Any]:
 
 def _chat(messages: list[Any]) -> Iterator[dict[str, Any]]:
     """Messages as transformers takes them, their images decoded. Raises ImageError."""
-    pixels = 0
-    count = 0
+    budget = _Budget()
     for message in messages:
         parts = []
         for part in _parts(message.get("content")):
             if part.get("type") == "image_url":
-                image = _decode(part.get("image_url"), MAX_PIXELS - pixels)
-                pixels += image.width * image.height
-                count += 1
-                parts.append({"type": "image", "image": image})
+                parts.append({"type": "image", "image": budget.decode(part.get("image_url"))})
             elif part.get("type") == "text" and isinstance(part.get("text"), str):
                 parts.append({"type": "text", "text": part["text"]})
             else:
                 raise ImageError("a part of a message is {type: text, text} or {type: image_url, image_url: {url}}")
-            if count > MAX_IMAGES:
-                raise ImageError(f"more than {MAX_IMAGES} images")
         yield {**message, "content": parts}
 
 
@@ -119,9 +145,25 @@ def _parts(content: Any) -> list[dict[str, Any]]:
     raise ImageError("the content of a message is a string or a list of parts")
 
 
+@dataclass
+class _Budget:
+    """What one request may still bring."""
+
+    images: int = MAX_IMAGES
+    pixels: int = MAX_PIXELS
+
+    def decode(self, place: Any) -> Any:
+        if not self.images:
+            raise ImageError(f"more than {MAX_IMAGES} images")
+        image = _decode(place, self.pixels)
+        self.images -= 1
+        self.pixels -= image.width * image.height
+        return image
+
+
 def _decode(place: Any, pixels: int) -> Any:
     """The image of a data URL, of at most so many pixels, upright, in red, green and blue."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     url = place.get("url") if isinstance(place, dict) else place
     if not isinstance(url, str) or not url.startswith("data:"):
@@ -140,5 +182,7 @@ def _decode(place: Any, pixels: int) -> Any:
             return ImageOps.exif_transpose(image).convert("RGB")
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"an image is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # what a decoder raises on damaged data is not documented
         raise ImageError(f"an image cannot be read ({', '.join(FORMATS)}): {error}") from error

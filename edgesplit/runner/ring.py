@@ -175,6 +175,11 @@ class Ring:
             )
         )
 
+    def see(self, sequence: int, prompt: Prompt, *, sample: bool) -> None:
+        """Send a whole prompt, with what belongs to it, around the ring in one piece."""
+        turn, now = Turn(sequence, 0, 0), time.perf_counter()
+        self._worker.add(Work(self.epoch, 0, (turn,), prefill=True, sample=sample, payload=prompt, since=now))
+
     def run(self, work: Work[Any]) -> None:
         """One forward; the result goes on to the next stage, or to the entry's sampler."""
         if self.state not in (State.LINKED, State.SERVING):

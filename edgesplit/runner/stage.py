@@ -278,14 +278,20 @@ class Stage:
         self._wire.arrived, self._wire.told = here.value(), here.told
         self._wire.carried = dict(zip(self._wire.carries, here.carried, strict=True))
         if self.model.main_input_name == "pixel_values":
-            return {"pixel_values": torch.zeros(here.shape[0], 3, *self._image, device=self.device)}
+            return {"pixel_values": self._black(here.shape[0])}
         return {"input_ids": torch.zeros(*here.shape, dtype=torch.long, device=self.device)}
 
-    @property
-    def _image(self) -> tuple[int, int]:
-        """An image of the size the model expects; of what is in it, an encoder's later stages see nothing."""
-        size = getattr(self.model.config, "image_size", 1)
-        return (size[0], size[1]) if isinstance(size, list | tuple) else (size, size)
+    def blank(self) -> Prompt | None:
+        """A black image to try an encoder of images with; None where tokens do."""
+        sees = self.model.main_input_name == "pixel_values"
+        return Prompt(None, {"pixel_values": self._black(1)}) if sees else None
+
+    def _black(self, count: int) -> torch.Tensor:
+        """Images of the size the model expects; of what is in them, an encoder's later stages see nothing."""
+        config = self.model.config
+        size = getattr(config, "image_size", 1)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return torch.zeros(count, getattr(config, "num_channels", 3), height, width, device=self.device)
 
     def _as_ours(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, self.model.dtype if tensor.is_floating_point() else None)

@@ -13,15 +13,25 @@ from typing import Any
 import pytest
 import torch
 from conftest import LOCALHOST
-from encoders import LAYERS, NORMALIZE, POOLING, TRANSFORMER, save_bert, text_vector
+from encoders import (
+    LAYERS,
+    NORMALIZE,
+    POOLING,
+    POSITIONS,
+    TRANSFORMER,
+    image_vector,
+    save_bert,
+    save_vit,
+    text_vector,
+)
 from links import eventually, no_thread_left
 from models import make_checkpoint, tokenizer
 from rings import Rig, ship
-from transformers import ViTConfig, ViTModel
+from visions import data_url, png
 
+from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.runner.core import CoreError
-from edgesplit.runner.front import Front
-from edgesplit.runner.manifest import Service
+from edgesplit.runner.images import MAX_IMAGES
 from edgesplit.runner.pooling import Pooling, PoolingError
 
 TWO = ("desk", "desk", "shelf", "desk", "desk")
@@ -128,12 +138,59 @@ def test_a_language_model_has_no_vectors(tmp_path: Path) -> None:
         rig.close()
 
 
-def test_an_encoder_of_images_is_not_served(tmp_path: Path) -> None:
-    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=16)
-    ViTModel(config).save_pretrained(tmp_path)
-    service = Service(LOCALHOST, 1, "tiny", 1, 8, 8)
-    with pytest.raises(ValueError, match="an encoder of images"):
-        Front.load(service, tmp_path)
+# --- images
+
+
+def part(file: bytes) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": data_url(file)}}
+
+
+def seeing(folder: Path, *placement: str, **more: Any) -> Rig:
+    rig = Rig(folder, ship(save_vit(folder / "model", **more), folder), *dict.fromkeys(placement))
+    rig.up(1, *placement)
+    return rig
+
+
+def test_vectors_of_images_are_the_whole_models(tmp_path: Path) -> None:
+    files = [png(40, 24), png(9, 30, seed=1)]
+    with no_thread_left():
+        rig = seeing(tmp_path, *TWO)
+        status, answer = ask(rig, input=[part(file) for file in files])
+        assert (status, answer["usage"]["prompt_tokens"]) == (200, 2 * POSITIONS), answer
+        for file, item in zip(files, answer["data"], strict=True):
+            assert torch.equal(torch.tensor(item["embedding"]), image_vector(tmp_path / "model", file))
+        assert vectors(rig, part(files[1])) == [answer["data"][1]["embedding"]]
+        for given, word in [
+            ("x", "takes images"),
+            ([], "takes images"),
+            ([part(files[0]), "x"], "takes images"),
+            (part(b"no image"), "none of PNG"),
+            ({"type": "image_url"}, "data URL"),
+            ([part(files[0])] * (MAX_IMAGES + 1), "more than"),
+        ]:
+            status, answer = ask(rig, input=given)
+            assert (status, answer["error"]["param"]) == (400, "input"), answer
+            assert word in answer["error"]["message"]
+        eventually(lambda: not any(rig.sequences(1)))
+        rig.close()
+
+
+def test_an_image_of_another_size_is_told_off_and_the_ring_goes_on(tmp_path: Path) -> None:
+    with no_thread_left():
+        rig = seeing(tmp_path, *TWO, sees=24)
+        for _ in range(2):
+            status, answer = ask(rig, input=part(png(9, 9)))
+            assert (status, answer["error"]["message"]) == (400, "the image does not fit the model")
+        assert rig.state("desk", 1) == "serving"
+        rig.close()
+
+
+def test_an_encoder_of_images_is_planned_by_its_positions(tmp_path: Path) -> None:
+    found = open_checkpoint(save_vit(tmp_path), "vit", "float32")
+    assert (found.chain.image_positions, found.notes) == (POSITIONS, ())
+    layer = found.chain.blocks[1]
+    matrices = 4 * 32 * 32 + 2 * 32 * 48  # multiplied with every position; and each position sees all
+    assert layer.prefill_flops(POSITIONS) == 2 * POSITIONS * (matrices + 2 * POSITIONS * 32)
 
 
 # --- pooling ---
