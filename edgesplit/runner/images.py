@@ -183,6 +183,6 @@ def _decode(place: Any, pixels: int) -> Any:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"an image is none of {', '.join(FORMATS)}") from error
+        raise ImageError(f"an image cannot be read: it is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # what a decoder raises on damaged data is not documented
         raise ImageError(f"an image cannot be read ({', '.join(FORMATS)}): {error}") from error
