@@ -110,6 +110,11 @@ class ModelPlan(Value):
     service: ServiceLevel = ServiceLevel()
     watch: WatchPolicy = WatchPolicy()
 
+    @property
+    def precision(self) -> str:
+        """What it is called for short: a quantised one by its matrices."""
+        return self.quantization or self.dtype
+
     @field_validator("model", mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:

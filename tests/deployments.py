@@ -131,7 +131,7 @@ def deployment(
     model = model or make_checkpoint(folder / "model", family, layers)
     wish = plan(model, **changes)
     hosts = inventory(folder / "work", targets)
-    checkpoint = open_checkpoint(model, str(model), wish.dtype)
+    checkpoint = open_checkpoint(model, str(model), wish.dtype, quantization=wish.quantization)
     with connect(hosts) as doors:
         made = Deployment(Cargo(wish, hosts, checkpoint, cut(checkpoint, folder / "hashes.json")), doors)
         try:

@@ -19,7 +19,10 @@ from edgesplit.profiling.collect import measured_for
 
 MIB = 2**20
 _SEEN: dict[str, bytes] = {}  # model -> what the first look at it leaves, so that not every test need look
-REMADE = {"chain-float32.json", "hashes.json"}  # of the cache: what a verb may write although it fails
+REMADE = {
+    *(f"chain-{dtype}.json" for dtype in ("float32", "bfloat16", "float16")),
+    "hashes.json",
+}  # what a verb may write although it fails
 Hosts = dict[str, dict[str, Any]]
 
 
@@ -108,7 +111,7 @@ class Desk:
             measured_at=0.0,
             plan=measured_for(space.checkpoint, space.plan, space.inventory),
         )
-        space.save("profile.json", fleet)
+        space.save(space.profile_name, fleet)
         _SEEN[self.read(self.plan)["model"]] = (self.cache / "chain-float32.json").read_bytes()
         return fleet
 

@@ -56,7 +56,9 @@ def run(
         typer.echo()
     same = None
     if check:
-        same = _unsplit(space, asked, max_tokens)[: len(tokens)] == tokens
+        from edgesplit.model.unsplit import greedy
+
+        same = greedy(space.checkpoint, space.cut, asked, max_tokens)[: len(tokens)] == tokens
     if as_json:
         print_json({"text": text, "finish_reason": end, "token_ids": tokens, "equal_to_unsplit": same})
     if end == "timeout" or end is None:
@@ -121,21 +123,3 @@ def _stranger(space: Workspace) -> ServingError:
 
     place = f"{space.plan.api.address}:{space.plan.api.port} of {space.plan.entry}"
     return ServingError(f"what listens on {place} is not the API of edgesplit", "set `api.port` to a port of its own")
-
-
-def _unsplit(space: Workspace, prompt: list[int], count: int) -> list[int]:
-    """What `generate` of the whole model gives, greedily, on this machine."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    dtype = getattr(torch, space.plan.dtype)
-    kind = AutoModelForImageTextToText if space.checkpoint.chain.kind == "vision" else AutoModelForCausalLM
-    trusted = space.plan.model.trust_remote_code
-    folder = space.checkpoint.folder
-    model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=trusted)
-    ids = torch.tensor([prompt])
-    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False)
-    return [int(token) for token in whole[0, len(prompt) :]]

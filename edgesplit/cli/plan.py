@@ -55,6 +55,9 @@ WhatIfs = Annotated[
         help="Spend at most so long on what would help; without a split, on what must give.",
     ),
 ]
+Precisions = Annotated[
+    bool, typer.Option("--precisions", help="Also show what each precision would cost, and whether it fits.")
+]
 
 
 def run(
@@ -64,10 +67,12 @@ def run(
     compare: Compare = None,
     audit_privacy: AuditPrivacy = None,
     what_ifs: WhatIfs = 5.0,
+    precisions: Precisions = False,
     as_json: Json = False,
 ) -> None:
     """Compute the optimal split of the model over the hosts, show it, and save it."""
     from edgesplit.cli.plan_text import show_report
+    from edgesplit.cli.precisions import show_precisions, shown_if_infeasible, weigh_up
     from edgesplit.cli.render import out, print_json
     from edgesplit.cli.report import Asked, gather
     from edgesplit.cli.workspace import Workspace
@@ -80,16 +85,19 @@ def run(
         other=_read(compare) if compare is not None else None,
         outlook=as_json or (explain is None and compare is None),
     )
-    found = _solve(problem, _within(what_ifs))
+    with shown_if_infeasible(space, fleet, as_json=as_json):
+        found = _solve(problem, _within(what_ifs))
     split = found.split.model_copy(update={"digests": space.digests(fleet)})
     path = space.save("split.json", split)
     solution = found.model_copy(update={"split": split})
     exposures = _audit(space, audit_privacy) if audit_privacy is not None else ()
     report = gather(solution, problem, asked, exposures, _within(what_ifs))
+    rows = weigh_up(space, fleet) if precisions else []
     if as_json:
-        print_json(report.to_json())
+        print_json({**report.to_json(), "precisions": [row.model_dump(mode="json") for row in rows]})
         return
     show_report(report)
+    show_precisions(rows)
     out.print(f"\nsaved to {path}", soft_wrap=True)
     out.print(f"next: edgesplit deploy {plan}", soft_wrap=True)
 

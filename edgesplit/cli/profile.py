@@ -33,7 +33,7 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
     check = f"check `ssh`, `python` and `work` in {space.inventory_file}"
     if not fleet.hosts:
         raise FleetError([HostError(name, problem, check) for name, problem in fleet.problems.items()])
-    path = space.save("profile.json", fleet)
+    path = space.save(space.profile_name, fleet)
     if as_json:
         print_json(fleet.model_dump(mode="json"))
     else:

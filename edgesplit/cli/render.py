@@ -38,7 +38,7 @@ def ask(question: str) -> None:
         raise typer.Abort
 
 
-def show(title: str, columns: list[str], rows: list[list[str]], note: str = "") -> None:
+def show(title: str, columns: list[str], rows: list[list[str]], note: str = "", on: Console = out) -> None:
     """A table. A column of numbers is called ">name" and never broken; the others are broken between words."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False, box=None)
     for place, column in enumerate(columns):
@@ -48,9 +48,9 @@ def show(title: str, columns: list[str], rows: list[list[str]], note: str = "") 
         table.add_column(column.removeprefix(">"), justify=justify, no_wrap=number or whole, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    out.print(table)
+    on.print(table)
     if note:
-        out.print(note, style="dim")
+        on.print(note, style="dim")
 
 
 def bullets(title: str, sentences: Iterable[str]) -> None:

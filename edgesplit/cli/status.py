@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, as_json: Json = False) -> None:
     """Show the epoch that serves, its stages, and measured against predicted times."""
-    from edgesplit.broadcast.push import served
-    from edgesplit.broadcast.remote import present
+    from edgesplit.broadcast.cargo import split_of
+    from edgesplit.broadcast.remote import manifest, present
     from edgesplit.cli.render import print_json
     from edgesplit.cli.workspace import Workspace
     from edgesplit.errors import ServingError
@@ -24,11 +24,12 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
     name, specs = space.plan.name, space.inventory.hosts
     with connect(space.inventory, accept_new=accept_new) as hosts:
         found, errors = survey(hosts, lambda host: present(host, f"{specs[host.name].work}/{name}", specs[host.name]))
-        split = (
-            served(hosts[space.plan.entry], f"{specs[space.plan.entry].work}/{name}")
+        kept = (
+            manifest(hosts[space.plan.entry], f"{specs[space.plan.entry].work}/{name}")
             if space.plan.entry in found
             else None
         )
+    split = None if kept is None else split_of(kept)
     states = {host: state for host, (_, state) in found.items()}
     predicted = _predicted(space, split)
     entry = states.get(space.plan.entry)
@@ -39,6 +40,8 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
         "serving": serving and not broken,
         "broken": broken,
         "epoch": None if split is None else split.epoch,
+        "dtype": None if kept is None else kept.dtype,
+        "quantization": None if kept is None else kept.quantization or None,
         "stages": _stages(split, states, predicted),
         "entry": None if entry is None else entry["entry"],
         "predicted_time_per_token_s": predicted.get("token"),
@@ -126,7 +129,8 @@ def _show(report: dict[str, Any]) -> None:
     columns = [">#", "host", "blocks", "state", ">measured", ">predicted", ">memory"]
     note = "Times per token of the stage, measured and predicted; memory of its runner."
     if rows:
-        show(f"{report['deployment']}, epoch {report['epoch']}", columns, rows, note)
+        precision = " ".join(filter(None, [report["dtype"], report["quantization"]]))
+        show(f"{report['deployment']}, epoch {report['epoch']}, {precision}", columns, rows, note)
     entry = report["entry"] or {}
     if entry:
         out.print(

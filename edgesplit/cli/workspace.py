@@ -15,7 +15,7 @@ from edgesplit.errors import EdgesplitError, InputError, MovedError
 from edgesplit.fleet import Fleet
 from edgesplit.inventory import Inventory, load_inventory
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint, resolve
-from edgesplit.model.shards import cut
+from edgesplit.model.shards import Cut, cut
 from edgesplit.plan import ModelPlan, load_plan
 from edgesplit.profiling.collect import measured_for
 from edgesplit.revision.problem import Problem, pose
@@ -82,7 +82,10 @@ class Workspace:
 
     def cargo(self) -> Cargo:
         """Everything that may be shipped; reads the weights once to name them, and remembers."""
-        return Cargo(self.plan, self.inventory, self.checkpoint, cut(self.checkpoint, self.cache / "hashes.json"))
+        return Cargo(self.plan, self.inventory, self.checkpoint, self.cut())
+
+    def cut(self) -> Cut:
+        return cut(self.checkpoint, self.cache / "hashes.json")
 
     # --- what verbs leave for each other ---
 
@@ -111,9 +114,14 @@ class Workspace:
         except ValueError as error:
             raise MovedError(f"{path} is damaged", hint) from error
 
+    @property
+    def profile_name(self) -> str:
+        """Each precision has its own, so that they can be compared."""
+        return f"profile-{self.plan.precision}.json"
+
     def fleet(self) -> Fleet:
         """The saved profile. Raises MovedError when it was measured for something else."""
-        fleet = self._load("profile.json", Fleet, "profile")
+        fleet = self._load(self.profile_name, Fleet, "profile")
         if fleet.plan != measured_for(self.checkpoint, self.plan, self.inventory):
             raise MovedError(
                 "the profile was measured for another model, precision, workload, number of cores or Python",

@@ -38,13 +38,14 @@ Bytes = bytes | memoryview
 
 @dataclass(frozen=True)
 class Shard:
-    """`sha256` and `size` of the safetensors file that `chunks()` yields."""
+    """`sha256` and `size` of the safetensors file that `chunks()` yields; `file`: where it lies, if it was written."""
 
     name: str
     sha256: str
     size: int
     header: bytes
     tensors: tuple[TensorAt, ...]
+    file: Path | None = None
 
     def chunks(self) -> Iterator[bytes]:
         """The file's bytes. Raises ModelError when the checkpoint shrank meanwhile."""
@@ -226,7 +227,7 @@ def _written(name: str, file: Path) -> Shard:
     tensors = sorted(read_header(file), key=lambda tensor: tensor.start)
     with file.open("rb") as data:
         header = data.read(tensors[0].start)
-    return Shard(name, file.stem, file.stat().st_size, header, tuple(tensors))
+    return Shard(name, file.stem, file.stat().st_size, header, tuple(tensors), file.resolve())
 
 
 def _virtual(name: str, tensors: tuple[TensorAt, ...], sha: str | None, progress: Callable[[int], None]) -> Shard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from deployments import deployment, unsplit
@@ -51,3 +52,19 @@ def test_several_requests_at_once_each_get_their_own_answer(tmp_path: Path) -> N
         with ThreadPoolExecutor(5) as pool:  # more than the plan's concurrency of 2: the rest waits its turn
             answers = list(pool.map(lambda prompt: made.complete(prompt, COUNT)["token_ids"], prompts))
         assert answers == expected
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_quantised_model_is_as_exact_split_as_whole(scheme: Literal["int8", "int4"], tmp_path: Path) -> None:
+    from edgesplit.model.unsplit import greedy
+
+    with deployment(tmp_path, "qwen2", LAYERS, quantization=scheme) as made:
+        cargo = made.cargo
+        expected = greedy(cargo.checkpoint, lambda: cargo.cut, PROMPT, COUNT, past_end=True)
+        for placement in (("desk", "shelf", "shelf", "attic", "attic", "desk"), ("desk",) * (LAYERS + 2)):
+            made.push(*placement)
+            assert made.complete(PROMPT, COUNT)["token_ids"] == expected, placement
+        held = sum(file.stat().st_size for file in (made.folder("shelf") / "shards").iterdir())
+        assert held < 0.7 * sum(
+            cargo.checkpoint.tensors[key].size for key, at in cargo.checkpoint.places.items() if at in (1, 2)
+        )

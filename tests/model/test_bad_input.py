@@ -130,11 +130,11 @@ CASES = {
     "measured again": Case(split(lambda desk: desk.profile(shelf=0.002)), "deploy", 6, (
         "the profile changed",), ("edgesplit plan ",)),
     "another workload": Case(split(plan(workload=WORKLOAD)), "plan", 6, (
-        "the profile was measured for another model, dtype, workload",), ("edgesplit profile ",)),
+        "the profile was measured for another model, precision, workload",), ("edgesplit profile ",)),
     "another interpreter": Case(split(lambda desk: desk.change_host("desk", python="python3")), "deploy", 6, (
         "the profile was measured for another",), ("edgesplit profile ",)),
-    "damaged profile": Case(split(lambda desk: (desk.cache / "profile.json").write_text("{")), "plan", 6, (
-        "profile.json is damaged",), ("edgesplit profile ",)),
+    "damaged profile": Case(split(lambda desk: (desk.cache / "profile-float32.json").write_text("{")), "plan", 6, (
+        "profile-float32.json is damaged",), ("edgesplit profile ",)),
     "damaged split": Case(split(lambda desk: (desk.cache / "split.json").write_text("[]")), "deploy", 6, (
         "split.json is damaged",), ("edgesplit plan ",)),
     "no room for notes": Case(no_folder_for_the_cache, "plan", 1, (

@@ -275,10 +275,20 @@ def test_profile_shows_hosts_problems_and_links_within_80_columns(
 def test_status_shows_stages_within_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     stage = {"stage": 0, "host": "a-host-with-a-long-name", "blocks": "embedding, layers.0-3, layers.7-9, head",
              "state": "serving", "measured_token_s": 0.0123, "predicted_token_s": None, "rss": 412_000_000}  # fmt: skip
-    status._show({"deployment": "tiny", "epoch": 3, "stages": [stage], "entry": None, "unreachable": {}})
+    status._show(
+        {
+            "deployment": "tiny",
+            "epoch": 3,
+            "dtype": "float32",
+            "quantization": None,
+            "stages": [stage],
+            "entry": None,
+            "unreachable": {},
+        }
+    )
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:3] == [
-        "tiny, epoch 3",
+        "tiny, epoch 3, float32",
         "#  host                     blocks         state    measured  predicted   memory",
         "0  a-host-with-a-long-name  embedding,     serving   12.3 ms             393 MiB",
     ]
