@@ -43,7 +43,7 @@ def greedy(
 
 def _plain(checkpoint: Checkpoint) -> Any:
     kind = AutoModelForImageTextToText if checkpoint.chain.kind == "vision" else AutoModelForCausalLM
-    trusted = bool(checkpoint.code)
+    trusted = bool(checkpoint.own_code)
     dtype = DTYPES[checkpoint.chain.dtype]
     return kind.from_pretrained(checkpoint.folder, dtype=dtype, local_files_only=True, trust_remote_code=trusted)
 
@@ -56,7 +56,7 @@ def _quantised(checkpoint: Checkpoint, made: Cut) -> Iterator[Any]:
         lay_out(made, Path(place))
         try:
             last = len(chain.blocks) - 1
-            stage = Stage.load(Path(place), 0, last, chain.dtype, trusted=bool(checkpoint.code))
+            stage = Stage.load(Path(place), 0, last, chain.dtype, trusted=bool(checkpoint.own_code))
         except StageError as error:
             raise ModelError(f"the unsplit model cannot be loaded: {error}") from error
         yield stage.model
