@@ -13,7 +13,7 @@ from edgesplit.cli.workspace import Workspace
 from edgesplit.errors import InfeasibleError, ModelError, MovedError
 from edgesplit.fleet import Fleet
 from edgesplit.plan import ModelPlan
-from edgesplit.revision.precisions import Candidate, Weighed, weighed, variants
+from edgesplit.revision.precisions import Candidate, Weighed, variants, weighed
 from edgesplit.units import format_size, format_time
 
 NOTE = (
