@@ -63,14 +63,24 @@ class Pin(Value):
 
 
 class Objective(Value):
-    """Weights of the paper's Phi = alpha L + beta U + gamma P (eq. 3).
+    """What the split of least Phi is best at. `weighted`: the paper's Phi = alpha L + beta U + gamma P (eq. 3) with the
+    weights below. `latency`: Phi is the seconds of a request that is alone. `throughput`: Phi is the least seconds from
+    one answer to the next, `workload.concurrency` requests at a time.
 
     L: seconds per request; U: the busiest host's load (0..1); P: depth-weighted share of blocks on untrusted hosts.
     """
 
+    goal: Literal["weighted", "latency", "throughput"] = "weighted"
     latency: Weight = 1.0
     utilization: Weight = 0.0
     privacy: Weight = 0.0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Objective:
+        weights = sorted(self.model_fields_set - {"goal"})
+        if self.goal != "weighted" and weights:
+            raise ValueError(f"goal {self.goal} has no weights, but {', '.join(weights)} is given")
+        return self
 
 
 class ServiceLevel(Value):
@@ -106,6 +116,10 @@ class ModelPlan(Value):
     prefill_chunk: Positive = 256  # tokens of a prompt that travel together
     decode_batch: Annotated[int, Field(ge=1, le=256)] = 8  # sequences that share a forward, at most
     pins: tuple[Pin, ...] = ()
+    place: dict[str, Name] = Field(default_factory=dict)  # blocks, named as in a pin -> the host that must hold them
+    avoid: tuple[Name, ...] = ()  # hosts that hold nothing
+    max_stages: Positive | None = None
+    one_stage_per_untrusted_host: bool = False  # so that each sees one stretch of the chain only
     objective: Objective = Objective()
     service: ServiceLevel = ServiceLevel()
     watch: WatchPolicy = WatchPolicy()
@@ -119,6 +133,11 @@ class ModelPlan(Value):
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _goal(cls, value: Any) -> Any:
+        return {"goal": value} if isinstance(value, str) else value
 
 
 def load_plan(path: Path) -> ModelPlan:

@@ -97,11 +97,13 @@ def _hosts(costs: Costs, problem: Problem) -> None:
 def _phi(report: Report) -> None:
     solution, wish = report.solution, report.problem.objective
     costs = solution.costs
-    terms = (
+    terms: tuple[tuple[str, str, float, float], ...] = (
         ("latency L", "seconds per request", costs.latency_seconds, wish.latency),
         ("utilization U", "of the busiest host", costs.utilization, wish.utilization),
         ("privacy P", "by depth, untrusted", costs.privacy, wish.privacy),
     )
+    if wish.goal != "weighted":
+        terms = ((wish.goal, "seconds alone" if wish.goal == "latency" else "seconds per answer", costs.phi, 1.0),)
     rows = [
         [name, what, f"{value:.4g}", f"{weight:g}", f"{value * weight:.4g}", _share(value * weight, costs.phi)]
         for name, what, value, weight in terms

@@ -8,6 +8,12 @@
     U = the busiest host's busy seconds per request x Problem.load_unit
     P = depth-weighted share of the blocks on untrusted hosts, 0..1
 
+With the goals of a plan's objective other than `weighted`, Phi is in seconds:
+
+    latency             a request that is alone: time to first token + (new tokens - 1) x one step through the ring
+    throughput          max(that / concurrency, the busiest host's or hop's time for a request): no ring answers more
+                        often (the asymptotic bounds of a closed network of queues)
+
 A host that holds two stretches of the chain is busy with both; a hop is busy without its propagation.
 Must not know: how a split was found.
 """
@@ -61,6 +67,8 @@ class Costs(Value):
 
     phi: float
     latency_seconds: float
+    alone_seconds: float  # a request that waits for no other
+    interval_seconds: float  # from one answer to the next, at least
     utilization: float
     privacy: float
     time_to_first_token_seconds: float
@@ -94,9 +102,14 @@ def evaluate(split: Split, problem: Problem) -> Costs:
         share for host, share in zip(split.placement(), problem.depth, strict=True) if host not in problem.trusted
     ]
     wish = problem.objective
+    alone = first + (work.new_tokens - 1) * path
+    interval = max(alone / work.concurrency, _busiest_request(split, hosts, problem))
+    weighted = wish.latency * latency + wish.utilization * utilization + wish.privacy * sum(exposed)
     return Costs(
-        phi=wish.latency * latency + wish.utilization * utilization + wish.privacy * sum(exposed),
+        phi={"weighted": weighted, "latency": alone, "throughput": interval}[wish.goal],
         latency_seconds=latency,
+        alone_seconds=alone,
+        interval_seconds=interval,
         utilization=utilization,
         privacy=sum(exposed),
         time_to_first_token_seconds=first,
@@ -169,12 +182,21 @@ def _busiest_chunk(split: Split, hosts: tuple[HostCost, ...], problem: Problem) 
     return max([host.chunk_seconds for host in hosts] + wires)
 
 
+def _busiest_request(split: Split, hosts: tuple[HostCost, ...], problem: Problem) -> float:
+    """Seconds of one request on the busiest host or hop."""
+    chunks = [seconds for _, seconds in _occupied(split, problem, problem.chunk_tokens)]
+    steps = [seconds for _, seconds in _occupied(split, problem, 1)]
+    wires = [problem.request_seconds(chunk, step, 0.0) for chunk, step in zip(chunks, steps, strict=True)]
+    return max([host.request_seconds for host in hosts] + wires)
+
+
 def violations(split: Split, problem: Problem) -> list[str]:
     """Every limit the split breaks (eq. 4-6), with the numbers; empty if it may be deployed."""
     broken = _broken(split, problem)
     if split.blocks != len(problem.blocks):
         return broken
-    return broken + _pins_broken(split, problem) + _glue_broken(split, problem) + _limits_broken(split, problem)
+    rules = (_pins_broken, _glue_broken, _stages_broken, _limits_broken)
+    return broken + [found for rule in rules for found in rule(split, problem)]
 
 
 def _broken(split: Split, problem: Problem) -> list[str]:
@@ -209,6 +231,16 @@ def _glue_broken(split: Split, problem: Problem) -> list[str]:
         for first, last in problem.glued
         if any(first < cut <= last for cut in cuts)
     ]
+
+
+def _stages_broken(split: Split, problem: Problem) -> list[str]:
+    found = []
+    if problem.max_stages is not None and len(split.stages) > problem.max_stages:
+        found.append(f"{len(split.stages)} stages, at most {problem.max_stages} are allowed")
+    for host in split.hosts:
+        if host in problem.single and len(split.of(host)) > 1:
+            found.append(f"{host} has {len(split.of(host))} stages; untrusted, it may have one")
+    return found
 
 
 def _limits_broken(split: Split, problem: Problem) -> list[str]:

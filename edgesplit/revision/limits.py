@@ -13,7 +13,7 @@ from edgesplit.fleet import LinkProfile
 from edgesplit.revision.problem import TRUSTED, Pinned, Problem
 from edgesplit.units import format_size
 
-Kind = Literal["memory", "pin", "load", "links"]
+Kind = Literal["memory", "pin", "load", "links", "stages", "single"]
 ANY_LINK = LinkProfile(rtt=0.0, bandwidth=1e12)  # for "what if every link were there"
 
 
@@ -32,6 +32,10 @@ def limits(problem: Problem) -> tuple[Limit, ...]:
     found += [Limit("pin", str(number), pin_words(problem, pin)) for number, pin in enumerate(problem.pins)]
     if problem.workload.rate > 0:
         found.append(Limit("load", "", f"a rate of {problem.workload.rate:g} requests per second"))
+    if problem.max_stages is not None:
+        found.append(Limit("stages", "", f"max_stages {problem.max_stages}"))
+    if problem.single:
+        found.append(Limit("single", "", "one_stage_per_untrusted_host"))
     missing = [f"{source} -> {target}" for source, target in pairs(problem) if not problem.linked(source, target)]
     if missing:
         found.append(Limit("links", "", f"no link {', '.join(missing)}"))
@@ -54,7 +58,8 @@ def budget(problem: Problem, host: str) -> str:
 
 
 def pin_words(problem: Problem, pin: Pinned) -> str:
-    return f"the pin of {problem.name(*pin.blocks)} to {'trusted hosts' if pin.to == TRUSTED else pin.to}"
+    what = "pin" if pin.key == "pins" else "place"
+    return f"the {what} of {problem.name(*pin.blocks)} to {'trusted hosts' if pin.to == TRUSTED else pin.to}"
 
 
 def without(problem: Problem, dropped: Iterable[Limit]) -> Problem:
@@ -67,6 +72,10 @@ def without(problem: Problem, dropped: Iterable[Limit]) -> Problem:
             problem = replace(problem, workload=problem.workload.model_copy(update={"rate": 0.0}))
         elif limit.kind == "links":
             problem = meshed(problem)
+        elif limit.kind == "stages":
+            problem = replace(problem, max_stages=None)
+        elif limit.kind == "single":
+            problem = replace(problem, single=frozenset())
     loose = {int(limit.about) for limit in dropped if limit.kind == "pin"}
     return unpinned(problem, loose) if loose else problem
 

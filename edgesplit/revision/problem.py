@@ -6,7 +6,7 @@ Must not know: any split, nor how the best one is found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -15,7 +15,7 @@ from edgesplit.errors import InfeasibleError, InputError
 from edgesplit.fleet import Fleet, HostProfile, LinkProfile, StageTimes
 from edgesplit.inventory import Inventory
 from edgesplit.model.blocks import Block, Chain, name_blocks
-from edgesplit.plan import ModelPlan, Objective, Pin, ServiceLevel, Workload
+from edgesplit.plan import ModelPlan, Objective, ServiceLevel, Workload
 
 TRUSTED = "trusted"
 
@@ -56,10 +56,11 @@ class HostCosts:
 
 @dataclass(frozen=True)
 class Pinned:
-    """A pin with its blocks as numbers."""
+    """A pin with its blocks as numbers. `key`: where the plan says so, `pins` or `place`."""
 
     blocks: tuple[int, ...]
     to: str
+    key: str = "pins"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Problem:
     chunks: int  # pieces in which a prompt travels
     chunk_tokens: float  # tokens of one piece
     pins: tuple[Pinned, ...]
+    max_stages: int | None
+    single: frozenset[str]  # hosts that may have one stage only
     workload: Workload
     objective: Objective
     service: ServiceLevel
@@ -160,10 +163,15 @@ class Problem:
 def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> Problem:
     """Raises InputError for a pin or an entry that makes no sense, InfeasibleError when the entry cannot be used."""
     _check_entry(plan, inventory)
-    pins = tuple(Pinned(_pin_blocks(chain, pin), pin.to) for pin in plan.pins)
+    pins = (
+        *(Pinned(_pin_blocks(chain, pin.blocks, "pins"), pin.to) for pin in plan.pins),
+        *(Pinned(_pin_blocks(chain, [name], "place"), host, "place") for name, host in plan.place.items()),
+    )
+    avoided = _avoided(plan, inventory)
     legal = tuple(_together(chain, _legal_hosts(chain, plan.entry, pins, inventory)))
-    usable = sorted(set(fleet.hosts) & set(inventory.hosts) - set(fleet.problems))
-    unusable = {name: fleet.problems.get(name, "not measured") for name in inventory.hosts if name not in usable}
+    usable = sorted(set(fleet.hosts) & set(inventory.hosts) - set(fleet.problems) - avoided)
+    problems = {**fleet.problems, **dict.fromkeys(avoided, "the plan avoids it")}
+    unusable = {name: problems.get(name, "not measured") for name in inventory.hosts if name not in usable}
     if plan.entry in unusable:
         raise InfeasibleError(
             f"the entry host {plan.entry} cannot be used: {unusable[plan.entry]}",
@@ -192,6 +200,8 @@ def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> P
         chunks=prompt.chunks,
         chunk_tokens=prompt.chunk_tokens,
         pins=pins,
+        max_stages=plan.max_stages,
+        single=frozenset(inventory.hosts) - inventory.trusted if plan.one_stage_per_untrusted_host else frozenset(),
         workload=workload,
         objective=plan.objective,
         service=plan.service,
@@ -220,6 +230,20 @@ def _check_entry(plan: ModelPlan, inventory: Inventory) -> None:
         )
 
 
+def _avoided(plan: ModelPlan, inventory: Inventory) -> set[str]:
+    for name in plan.avoid:
+        if name not in inventory.hosts:
+            raise InputError(
+                f"avoid: no host {name} in the inventory", f"its hosts are {', '.join(sorted(inventory.hosts))}"
+            )
+        if name == plan.entry:
+            raise InputError(f"avoid: {name} is the entry", "name another trusted host as `entry`")
+        for key, to in [*(("pins", pin.to) for pin in plan.pins), *(("place", host) for host in plan.place.values())]:
+            if to == name:
+                raise InputError(f"avoid: {name} is to hold blocks by `{key}`", "one of the two must go")
+    return set(plan.avoid)
+
+
 def _legal_hosts(chain: Chain, entry: str, pins: tuple[Pinned, ...], inventory: Inventory) -> list[frozenset[str]]:
     """Per block, the hosts its pins leave (eq. 6 and 10). Embedding and head are pinned to the entry by themselves."""
     legal = [frozenset(inventory.hosts)] * len(chain.blocks)
@@ -230,7 +254,7 @@ def _legal_hosts(chain: Chain, entry: str, pins: tuple[Pinned, ...], inventory: 
             legal[block] &= hosts
             if not legal[block]:
                 raise InputError(
-                    f"pins: {chain.blocks[block].name} cannot be on {pin.to}: another pin forbids it",
+                    f"{pin.key}: {chain.blocks[block].name} cannot be on {pin.to}: another pin forbids it",
                     f"embedding and head are always on the entry {entry}; "
                     "a block pinned twice must be on a host that both pins allow",
                 )
@@ -238,21 +262,21 @@ def _legal_hosts(chain: Chain, entry: str, pins: tuple[Pinned, ...], inventory: 
 
 
 def _pin_hosts(pin: Pinned, inventory: Inventory) -> frozenset[str]:
-    if pin.to == TRUSTED:
+    if pin.to == TRUSTED and pin.key == "pins":
         return inventory.trusted
     if pin.to not in inventory.hosts:
         raise InputError(
-            f"pins: no host {pin.to} in the inventory",
-            f"a pin's `to` is {TRUSTED} or one of {', '.join(sorted(inventory.hosts))}",
+            f"{pin.key}: no host {pin.to} in the inventory",
+            f"blocks go to {f'{TRUSTED} or ' if pin.key == 'pins' else ''}one of {', '.join(sorted(inventory.hosts))}",
         )
     return frozenset([pin.to])
 
 
-def _pin_blocks(chain: Chain, pin: Pin) -> tuple[int, ...]:
+def _pin_blocks(chain: Chain, names: Iterable[str], key: str) -> tuple[int, ...]:
     try:
-        return tuple(sorted({block for name in pin.blocks for block in chain.select(name)}))
+        return tuple(sorted({block for name in names for block in chain.select(name)}))
     except ValueError as error:
-        raise InputError(f"pins: {error}") from error
+        raise InputError(f"{key}: {error}") from error
 
 
 def _together(chain: Chain, legal: list[frozenset[str]]) -> list[frozenset[str]]:

@@ -61,6 +61,7 @@ class Program:
         self.hosts = [host for host in problem.hosts if any(host in segment.limits for segment in segments)]
         self._limit_memory()
         self._limit_units()
+        self._limit_stages()
         self.load = {host: self._request_seconds(host) for host in self.hosts}
         self._limit_load()
         self.scale = self._scale()
@@ -155,6 +156,14 @@ class Program:
                 if sum(self.pieces[n].segment.count for n in own) * least > room and len(own) > 1:
                     self.lp += pulp.lpSum(self.pieces[n].count[host] for n in own) <= max(0, room // least)
 
+    def _limit_stages(self) -> None:
+        problem = self.problem
+        if problem.max_stages is not None:
+            self.lp += pulp.lpSum(one for starts in self.stages for one in starts.values()) <= problem.max_stages
+        for host in self.hosts:
+            if host in problem.single:
+                self.lp += pulp.lpSum(starts[host] for starts in self.stages if host in starts) <= 1
+
     def _busy(self, host: str, per_block: tuple[float, ...], overhead: float) -> Expression:
         return self._per_host(host, [sum(per_block[piece.segment.unit]) for piece in self.pieces], overhead)
 
@@ -184,10 +193,14 @@ class Program:
     def _scale(self) -> float:
         wish = self.problem.objective
         alone = min(self.problem.alone_seconds(host) for host in self.problem.hosts)
+        if wish.goal != "weighted":
+            return alone or 1.0
         return wish.latency * alone + wish.utilization * alone * self.problem.load_unit + wish.privacy or 1.0
 
     def _objective(self) -> Expression:
         wish = self.problem.objective
+        if wish.goal != "weighted":
+            return self._alone() if wish.goal == "latency" else self._interval()
         phi = pulp.LpAffineExpression()
         if wish.latency > 0:
             phi += wish.latency * self._latency()
@@ -198,21 +211,37 @@ class Program:
             phi += wish.privacy * pulp.lpSum(self._exposure(number) for number in range(len(self.pieces)))
         return phi
 
-    def _latency(self) -> Expression:
-        problem, work = self.problem, self.problem.workload
-        decode = [self._decode(host) for host in self.hosts]
+    def _path(self) -> Expression:
+        decode = pulp.lpSum(self._decode(host) for host in self.hosts)
+        return decode + pulp.lpSum(self._wires(self.problem.hop, 1))
+
+    def _first_token(self) -> Expression:
+        problem = self.problem
         chunk = [self._chunk(host) for host in self.hosts]
-        path = pulp.lpSum(decode) + pulp.lpSum(self._wires(problem.hop, 1))
         first = pulp.lpSum(chunk) + pulp.lpSum(self._wires(problem.hop, problem.chunk_tokens))
         first += pulp.lpSum(self._head(host) for host in self.hosts)
         if problem.chunks > 1:
             wires = self._wires(problem.occupied, problem.chunk_tokens)
             first += (problem.chunks - 1) * self._most("busiest_chunk", chunk + wires)
-        token = path
-        if work.concurrency > 1:  # one sequence alone never waits for another
-            busy = [work.concurrency * one for one in decode + self._wires(problem.occupied, 1)]
-            token = self._most("token", [path, *busy])
-        return first + (work.new_tokens - 1) * token
+        return first
+
+    def _alone(self) -> Expression:
+        return self._first_token() + (self.problem.workload.new_tokens - 1) * self._path()
+
+    def _latency(self) -> Expression:
+        problem, work = self.problem, self.problem.workload
+        if work.concurrency == 1:  # one sequence alone never waits for another
+            return self._alone()
+        busy = [self._decode(host) for host in self.hosts] + self._wires(problem.occupied, 1)
+        token = self._most("token", [self._path(), *(work.concurrency * one for one in busy)])
+        return self._first_token() + (work.new_tokens - 1) * token
+
+    def _interval(self) -> Expression:
+        problem = self.problem
+        chunks, steps = self._wires(problem.occupied, problem.chunk_tokens), self._wires(problem.occupied, 1)
+        wires = [problem.request_seconds(*pair, 0.0) for pair in zip(chunks, steps, strict=True)]
+        alone = self._alone() * (1 / problem.workload.concurrency)
+        return self._most("interval", [alone, *self.load.values(), *wires])
 
     def _most(self, name: str, values: Iterable[Expression]) -> Expression:
         """A variable that is at least each value, in units of the largest coefficient, so that it is about 1."""

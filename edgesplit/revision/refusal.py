@@ -118,7 +118,10 @@ def _whole_blocks(problem: Problem) -> InfeasibleError | None:
 
 def _by_relaxing(problem: Problem, fixed: Split | None) -> InfeasibleError:
     """What remains is found by asking what would do if one limit were not there."""
-    idle = replace(problem, workload=problem.workload.model_copy(update={"rate": 0.0}))
+    free = replace(problem, max_stages=None, single=frozenset())
+    if free != problem and (found := _best(free, fixed)) is not None:
+        return _stages_too_few(problem, found)
+    idle = replace(free, workload=problem.workload.model_copy(update={"rate": 0.0}))
     if problem.workload.rate > 0 and _best(idle, fixed) is not None:
         return _load_too_high(problem, idle, fixed)
     missing = [f"{source} to {target}" for source, target in pairs(problem) if not problem.linked(source, target)]
@@ -135,6 +138,15 @@ def _by_relaxing(problem: Problem, fixed: Split | None) -> InfeasibleError:
     return InfeasibleError(
         f"memory: the bytes would fit all hosts together, but whole blocks in stages do not: {budgets}",
         MEMORY_HINT + ", or loosen a pin",
+    )
+
+
+def _stages_too_few(problem: Problem, found: Split) -> InfeasibleError:
+    rules = [f"at most {problem.max_stages} stages"] if problem.max_stages is not None else []
+    rules += ["one stage per untrusted host"] if problem.single else []
+    return InfeasibleError(
+        f"stages: no split keeps to {' and '.join(rules)}; without that, the best one has {len(found.stages)}",
+        "raise max_stages, or drop one_stage_per_untrusted_host",
     )
 
 

@@ -38,6 +38,15 @@ def workloads(draw: st.DrawFn) -> Workload:
 
 
 @st.composite
+def objectives(draw: st.DrawFn) -> Objective:
+    term = st.sampled_from([0.0, 1.0, 3.0])
+    goal = draw(st.sampled_from(["weighted", "weighted", "weighted", "latency", "throughput"]))
+    if goal != "weighted":
+        return Objective(goal=goal)
+    return Objective(latency=draw(term), utilization=draw(term), privacy=draw(term))
+
+
+@st.composite
 def meshes(draw: st.DrawFn, names: str, like: bool) -> dict[tuple[str, str], LinkProfile]:
     """`like`: hosts lie on a line and all links are equally wide, so that no relay ever pays."""
     if like:
@@ -80,7 +89,11 @@ def problems(draw: st.DrawFn, like: bool = False, most_hosts: int = 4) -> Proble
             unique_by=lambda pin: pin.blocks,
         )
     )
-    term = st.sampled_from([0.0, 1.0, 3.0])
+    rules = {
+        "max_stages": draw(st.sampled_from([None, None, 3, 4])),
+        "one_stage_per_untrusted_host": draw(st.booleans()),
+        "objective": draw(objectives()),
+    }
     sizes = {"kv": draw(st.sampled_from([0, 5000])), "common": draw(st.integers(0, 1))}
     glued = () if like else draw(runs(layers))
     pinned = [int(pin.blocks[0].removeprefix("layers.")) + 1 for pin in pins]
@@ -93,7 +106,7 @@ def problems(draw: st.DrawFn, like: bool = False, most_hosts: int = 4) -> Proble
         trusted=("a", *draw(st.sets(st.sampled_from(names)))),
         pins=tuple(pins),
         workload=draw(workloads()),
-        objective=Objective(latency=draw(term), utilization=draw(term), privacy=draw(term)),
+        **rules,
     )
 
 
