@@ -21,6 +21,7 @@ from transformers.utils import logging
 from edgesplit.errors import ModelError
 from edgesplit.model.checkpoint import Checkpoint
 from edgesplit.model.shards import Cut
+from edgesplit.runner.arithmetic import widen
 from edgesplit.runner.stage import DTYPES, Stage, StageError
 
 
@@ -45,7 +46,9 @@ def _plain(checkpoint: Checkpoint) -> Any:
     kind = AutoModelForImageTextToText if checkpoint.chain.kind == "vision" else AutoModelForCausalLM
     trusted = bool(checkpoint.own_code)
     dtype = DTYPES[checkpoint.chain.dtype]
-    return kind.from_pretrained(checkpoint.folder, dtype=dtype, local_files_only=True, trust_remote_code=trusted)
+    model = kind.from_pretrained(checkpoint.folder, dtype=dtype, local_files_only=True, trust_remote_code=trusted)
+    widen(model)
+    return model
 
 
 @contextlib.contextmanager

@@ -12,18 +12,17 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
+from .arithmetic import MANY, PIECE, in_bfloat16, widened
 from .precision import GROUP, ROWS, Scheme, stored
 
-PIECE = 1024  # rows that are unpacked at once: a few MB, whatever the matrix
-# Rows of input from which bfloat16 units beat the int8 kernel, unpacking included; measured in decision 0014.
-MANY = 32
 ALIGNED = 64  # bytes; the kernels for x86 load whole vectors
 CLOSE = 0.02  # of the largest output: a kernel that is further off computes something else
 
 
 class Kernel(Protocol):
     """`take` brings stored codes and scales into the kernel's own form; `multiply` gives x @ weight.T for x of shape
-    [rows, in], in x's dtype. No row's result depends on the other rows, nor, but for MANY, on how many there are."""
+    [rows, in], in x's dtype. No row's result depends on the other rows, nor on how many there are, but for the order
+    in which float32 sums are taken from MANY rows on."""
 
     def take(self, codes: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
 
@@ -81,21 +80,37 @@ def _pieces(codes: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
 
 
 class Int8:
-    """torch's `_weight_int8pack_mm`, which takes the codes as they are stored. `arithmetic`: what it multiplies in;
-    `many`: what many rows are multiplied in, unpacked, if that is faster."""
+    """torch's `_weight_int8pack_mm`, which takes the codes as they are stored. `arithmetic`: what it multiplies in.
 
-    def __init__(self, arithmetic: torch.dtype, many: torch.dtype | None) -> None:
-        self._arithmetic, self._many = arithmetic, many
+    It reads the matrix anew for every row or four, so many rows are multiplied by the widened codes: the same products,
+    for bfloat16 holds the codes exactly, summed in float32 and rounded once, as the kernel does.
+    """
+
+    def __init__(self, arithmetic: torch.dtype) -> None:
+        self._arithmetic = arithmetic
 
     def take(self, codes: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return _aligned(codes.contiguous()), scales.to(self._arithmetic).contiguous()
 
     def multiply(self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        if self._many is not None and x.shape[0] >= MANY:
-            return _int8_in_pieces(x.to(self._many), codes, scales).to(x.dtype)
         ready = _aligned(x.to(self._arithmetic).contiguous())
+        if x.shape[0] >= MANY:
+            return self._many(ready, codes, scales).to(x.dtype)
         product: torch.Tensor = torch.ops.aten._weight_int8pack_mm(ready, codes, scales)
         return product.to(x.dtype)
+
+    def _many(self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        if self._arithmetic is not torch.bfloat16:
+            return widened(x, codes).mul_(scales.float()).to(self._arithmetic)
+        with in_bfloat16():
+            return widened(x, codes).mul_(scales.float()).to(self._arithmetic)
+
+
+class Int8Cuda(Int8):
+    """Its kernel is for few rows too; tensor cores take the others unpacked."""
+
+    def _many(self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        return _int8_in_pieces(x, codes, scales)
 
 
 class Int4:
@@ -145,21 +160,13 @@ def kernel(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> Kernel:
 
 def _candidate(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> Kernel | None:
     if device.type == "cuda":
-        return Int8(dtype, dtype) if scheme == "int8" else Int4Cuda()
+        return Int8Cuda(dtype) if scheme == "int8" else Int4Cuda()
     if device.type != "cpu":
         return None
     arm = platform.machine() in ("aarch64", "arm64")
     # the kernels for x86 are vectorised in bfloat16 alone, those for ARM in all three
     arithmetic = dtype if arm else torch.bfloat16
-    return Int8(arithmetic, _many(arithmetic, arm)) if scheme == "int8" else Int4(arithmetic)
-
-
-def _many(arithmetic: torch.dtype, arm: bool) -> torch.dtype | None:
-    """The ARM kernel unpacks the matrix anew for each row; the one for x86 for each four rows."""
-    has = torch.cpu.get_capabilities()
-    if has.get("avx512_bf16") or has.get("amx_bf16"):
-        return torch.bfloat16
-    return arithmetic if arm else None
+    return Int8(arithmetic) if scheme == "int8" else Int4(arithmetic)
 
 
 def _proves_itself(made: Kernel, scheme: Scheme, device: torch.device, dtype: torch.dtype) -> bool:

@@ -318,7 +318,7 @@ def test_a_row_does_not_depend_on_the_others(scheme: Scheme) -> None:
     whole = made.multiply(x, *form)
     few = torch.cat([made.multiply(x[at : at + 8], *form) for at in range(0, len(x), 8)])
     assert torch.equal(few, torch.cat([made.multiply(row[None], *form) for row in x]))
-    assert (whole - few).norm() <= 0.005 * whole.norm()
+    assert (whole == few).float().mean() > 0.999  # the sums differ in their order alone, which rounding seldom shows
     assert torch.equal(whole[: kernels.MANY], made.multiply(x[: kernels.MANY], *form))
 
 

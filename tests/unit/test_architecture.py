@@ -73,7 +73,7 @@ BESIDE = [
 ]  # each imports earlier ones
 RUNNER_VALUES = {  # what the controller may import of the runner
     *("manifest", "wire", "state", "families", "generation", "owncode"),
-    *("anatomy", "hollow", "stage", "cache", "precision", "quantised", "kernels"),
+    *("anatomy", "hollow", "stage", "cache", "precision", "quantised", "kernels", "arithmetic"),
 }
 RUNNER_PACKAGES = {"cryptography", "safetensors", "starlette", "torch", "transformers", "uvicorn"}
 OPTIONAL = {"PIL"}  # the entry of a model that takes images, and then only

@@ -1,0 +1,77 @@
+"""What this processor multiplies quickly, and products in float32 of matrices that are held in fewer bits.
+
+A processor without units for a 16-bit type multiplies many rows in it several times slower than in float32 (decision
+0015). There such a matrix is widened in pieces and multiplied in float32: the sums are those of the 16-bit product,
+which are in float32 too, but for their order.
+
+Must not know: stages, caches, which layers a model has.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+PIECE = 1024  # rows of a matrix that are widened at once: a few MB, whatever the matrix
+MANY = 32  # rows of input from which widening pays; measured in decisions 0014 and 0015
+X86 = ("x86_64", "AMD64")
+
+
+@cache
+def has_units(dtype: torch.dtype) -> bool:
+    """Does this processor multiply matrices of this type at least as fast as of float32?"""
+    has = torch.cpu.get_capabilities()
+    bfloat = dtype is torch.bfloat16
+    if platform.machine() not in X86:
+        return bool(has.get("bf16" if bfloat else "fp16_arith"))
+    kind = "bf16" if bfloat else "fp16"
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"  # what torch itself may use
+    return wide and bool(has.get(f"avx512_{kind}") or has.get(f"amx_{kind}"))
+
+
+def widen(model: nn.Module) -> None:
+    """Let its linear layers multiply many rows in float32, where that is the faster way."""
+    for module in model.modules():
+        if type(module) in (nn.Linear, Conv1D):
+            module.forward = partial(_product, module)
+
+
+def _product(module: Any, x: torch.Tensor) -> torch.Tensor:
+    weight = module.weight if type(module) is nn.Linear else module.weight.t()
+    slow = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
+    if not slow or x.numel() < MANY * x.shape[-1] or has_units(weight.dtype):
+        return type(module).forward(module, x)
+    product = widened(x.reshape(-1, x.shape[-1]), weight)
+    if module.bias is not None:
+        product += module.bias.float()
+    return product.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def widened(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x @ weight.T in float32."""
+    wide = x.float()
+    return torch.cat([functional.linear(wide, piece.float()) for piece in weight.split(PIECE)], 1)
+
+
+@contextmanager
+def in_bfloat16() -> Iterator[None]:
+    """Within, float32 matrices that hold no more than bfloat16 can are multiplied by its units, where there are any:
+    the products are the same, and still summed in float32."""
+    if not has_units(torch.bfloat16):
+        yield
+        return
+    flags: Any = torch.backends.mkldnn.matmul
+    before = flags.fp32_precision
+    flags.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        flags.fp32_precision = before

@@ -1,0 +1,75 @@
+"""On a processor without units for 16-bit types many rows are multiplied in float32, with the same results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import rings  # noqa: F401 - one thread
+import torch
+from models import make_checkpoint
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from edgesplit.runner import arithmetic
+from edgesplit.runner.arithmetic import MANY, in_bfloat16, widen, widened
+from edgesplit.runner.stage import Stage
+
+PROMPT = [(7 * place) % 250 + 2 for place in range(MANY + 9)]
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+
+
+@pytest.fixture(autouse=True)
+def _without_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "has_units", lambda _: False)
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", [torch.nn.Linear, Conv1D])
+def test_many_rows_are_multiplied_in_float32_and_few_as_before(dtype: torch.dtype, kind: type) -> None:
+    torch.manual_seed(0)
+    layer = (kind(96, 1100) if kind is torch.nn.Linear else kind(1100, 96)).to(dtype)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(2, MANY, 96, dtype=dtype)
+    with torch.no_grad():
+        usual, few = layer(x), layer(x[:1, :3])
+        widen(layer)
+        found = layer(x)
+        assert (found.dtype, found.shape) == (dtype, usual.shape)
+        assert (found == usual).float().mean() > 0.98
+        assert torch.equal(layer(x[:1, :3]), few)
+        weight = layer.weight if kind is torch.nn.Linear else layer.weight.t()
+        exact = widened(x.flatten(0, 1), weight) + layer.bias.float()
+    assert torch.equal(found.flatten(0, 1), exact.to(dtype))
+
+
+@DTYPES
+def test_split_and_unsplit_give_the_same_tokens(dtype: torch.dtype, tmp_path: Path) -> None:
+    name = str(dtype).removeprefix("torch.")
+    folder = make_checkpoint(tmp_path / "model")
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    widen(whole)
+    ids = torch.tensor([PROMPT])
+    wanted = whole.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=None
+    )
+    stages = [Stage.load(folder, first, last, name) for first, last in ((0, 1), (2, 3), (4, 5))]
+    sequences, answer, new = [stage.sequence() for stage in stages], [*PROMPT], [*PROMPT]
+    for _ in range(8):
+        value = torch.tensor([new])
+        for stage, sequence in zip(stages, sequences, strict=True):
+            value = stage.forward(sequence, value)
+        new = [int(value[0, -1].argmax())]
+        answer += new
+    assert answer == wanted[0].tolist()
+
+
+def test_units_are_asked_for_and_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = torch.backends.mkldnn.matmul
+    before = flags.fp32_precision
+    with in_bfloat16():
+        assert flags.fp32_precision == before
+    monkeypatch.setattr(arithmetic, "has_units", lambda _: True)
+    with in_bfloat16():
+        assert flags.fp32_precision == "bf16"
+    assert flags.fp32_precision == before
