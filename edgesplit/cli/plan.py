@@ -12,6 +12,7 @@ import typer
 from edgesplit.cli.options import Inventory, Json, Plan
 
 if TYPE_CHECKING:
+    from edgesplit.cli.report import Report
     from edgesplit.cli.workspace import Workspace
     from edgesplit.model.audit import Exposure
     from edgesplit.revision.problem import Problem
@@ -35,6 +36,10 @@ Compare = Annotated[
         help="Compare with another split, such as an earlier .edgesplit/NAME/split.json, on the same numbers.",
         show_default=False,
     ),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write everything as one HTML page.", show_default=False),
 ]
 AuditPrivacy = Annotated[
     Path | None,
@@ -65,6 +70,7 @@ def run(
     inventory: Inventory = None,
     explain: Explain = None,
     compare: Compare = None,
+    html: Html = None,
     audit_privacy: AuditPrivacy = None,
     what_ifs: WhatIfs = 5.0,
     precisions: Precisions = False,
@@ -74,7 +80,7 @@ def run(
     from edgesplit.cli.plan_text import show_report
     from edgesplit.cli.precisions import show_precisions, shown_if_infeasible, weigh_up
     from edgesplit.cli.render import out, print_json
-    from edgesplit.cli.report import Asked, gather
+    from edgesplit.cli.report import Asked, Posed, gather
     from edgesplit.cli.workspace import Workspace
 
     space = Workspace.open(plan, inventory)
@@ -83,22 +89,26 @@ def run(
     asked = Asked(
         blocks=_blocks(space, explain) if explain is not None else range(0),
         other=_read(compare) if compare is not None else None,
-        outlook=as_json or (explain is None and compare is None),
+        outlook=as_json or html is not None or (explain is None and compare is None),
+        exposures=_audit(space, audit_privacy) if audit_privacy is not None else (),
     )
     with shown_if_infeasible(space, fleet, as_json=as_json):
         found = _solve(problem, _within(what_ifs))
     split = found.split.model_copy(update={"digests": space.digests(fleet)})
     path = space.save("split.json", split)
     solution = found.model_copy(update={"split": split})
-    exposures = _audit(space, audit_privacy) if audit_privacy is not None else ()
-    report = gather(solution, problem, asked, exposures, _within(what_ifs))
+    report = gather(Posed(space.plan, fleet, problem), solution, asked, _within(what_ifs))
     rows = weigh_up(space, fleet) if precisions else []
+    if html is not None:
+        _write(html, report)
     if as_json:
         print_json({**report.to_json(), "precisions": [row.model_dump(mode="json") for row in rows]})
         return
     show_report(report)
     show_precisions(rows)
-    out.print(f"\nsaved to {path}", soft_wrap=True)
+    if html is not None:
+        out.print(f"page: {html}", soft_wrap=True)
+    out.print(f"saved to {path}", soft_wrap=True)
     out.print(f"next: edgesplit deploy {plan}", soft_wrap=True)
 
 
@@ -142,6 +152,16 @@ def _read(file: Path) -> Split:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{file} is no split", "`edgesplit plan` saves one as split.json") from error
+
+
+def _write(file: Path, report: Report) -> None:
+    from edgesplit.cli.page import page
+    from edgesplit.errors import EdgesplitError
+
+    try:
+        file.write_text(page(report), encoding="utf-8")
+    except OSError as error:
+        raise EdgesplitError(f"{file} cannot be written: {error.strerror}", "give --html another place") from error
 
 
 def _audit(space: Workspace, texts: Path) -> tuple[Exposure, ...]:

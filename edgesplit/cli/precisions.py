@@ -62,7 +62,6 @@ def _candidate(space: Workspace, plan: ModelPlan, fleet: Fleet) -> Candidate:
 def show_precisions(rows: Sequence[Weighed], on: Console = out) -> None:
     if not rows:
         return
-    on.print()
     shown = [
         [
             f"{row.precision} (chosen)" if row.chosen else row.precision,
@@ -79,6 +78,7 @@ def show_precisions(rows: Sequence[Weighed], on: Console = out) -> None:
     for row in rows:
         if row.why:
             on.print(f"- {row.precision}: {row.why}")
+    on.print()
 
 
 def _time(row: Weighed, seconds: float | None) -> str:

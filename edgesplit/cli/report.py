@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgesplit.fleet import Fleet
+from edgesplit.plan import ModelPlan
 from edgesplit.revision.alternatives import Alternative, alternatives
 from edgesplit.revision.baseline import Rival, rivals
 from edgesplit.revision.comparison import Comparison, compare
@@ -20,16 +22,29 @@ if TYPE_CHECKING:  # it imports torch
 
 
 @dataclass(frozen=True)
+class Posed:
+    """The problem and what it was made from."""
+
+    plan: ModelPlan
+    fleet: Fleet
+    problem: Problem
+
+
+@dataclass(frozen=True)
 class Asked:
-    """What is wanted beside the split: why these blocks are there, how another split compares, what would help."""
+    """What is wanted beside the split: why these blocks are there, how another split compares, what would help; and
+    what activations give away, which is measured elsewhere."""
 
     blocks: range
     other: Split | None
     outlook: bool
+    exposures: tuple[Exposure, ...]
 
 
 @dataclass(frozen=True)
 class Report:
+    plan: ModelPlan
+    fleet: Fleet
     problem: Problem
     solution: Solution
     sights: tuple[Sight, ...]
@@ -56,15 +71,12 @@ class Report:
         }
 
 
-def gather(
-    solution: Solution,
-    problem: Problem,
-    asked: Asked,
-    exposures: tuple[Exposure, ...],
-    go_on: Callable[[], bool],
-) -> Report:
+def gather(posed: Posed, solution: Solution, asked: Asked, go_on: Callable[[], bool]) -> Report:
     """`go_on` bounds what would help. Raises InputError and InfeasibleError for another split that does not belong."""
+    problem = posed.problem
     return Report(
+        plan=posed.plan,
+        fleet=posed.fleet,
         problem=problem,
         solution=solution,
         sights=who_sees_what(solution.split, problem.trusted),
@@ -73,5 +85,5 @@ def gather(
         explained=asked.blocks,
         alternatives=alternatives(solution, problem, asked.blocks) if asked.blocks else (),
         comparison=compare(solution.split, asked.other, problem) if asked.other is not None else None,
-        exposures=exposures,
+        exposures=asked.exposures,
     )

@@ -34,6 +34,7 @@ def what_binds(solution: Solution, problem: Problem) -> list[str]:
         *_link(costs, problem),
         *_memory(costs, problem),
         *_load(costs, problem),
+        *_stages(split, problem),
         *_pins(split, problem),
         *_glue(split, problem),
     ]
@@ -107,6 +108,16 @@ def _load(costs: Costs, problem: Problem) -> list[str]:
     busy = [f"{host.host} for {host.load:.0%} of the time" for host in costs.hosts if host.load >= BUSY]
     rate = f"{problem.workload.rate:g} requests per second"
     return [f"Load binds: {rate} keep {', '.join(busy)} busy."] if busy else []
+
+
+def _stages(split: Split, problem: Problem) -> list[str]:
+    said = []
+    if len(split.stages) == problem.max_stages:
+        said.append(f"max_stages binds: the split has {problem.max_stages}, as many as the plan allows.")
+    alone = [host for host in split.hosts if host in problem.single]
+    if alone:
+        said.append(f"{', '.join(alone)}: untrusted, so one stage each.")
+    return said
 
 
 def _pins(split: Split, problem: Problem) -> list[str]:

@@ -205,7 +205,7 @@ def test_plan_compares_with_another_split(unlike: Desk) -> None:
     shown = "\n".join(line.rstrip() for line in unlike.run("plan", "--compare", other).out.splitlines())
     assert re.search(r"^layers.1-2 +attic +desk +2 ms +-3 ms +2 ms +-3 ms$", shown, re.MULTILINE)
     assert re.search(r"^time per token +12.8 ms +6 ms +-6.8 ms$", shown, re.MULTILINE)
-    assert "The other split cannot be deployed: desk: its blocks need 267 KiB, it allows 150\nKiB.\n" in shown
+    assert "\n- The other split cannot be deployed: desk: its blocks need 267 KiB, it allows\n  150 KiB.\n" in shown
     other.write_text("{}")
     assert unlike.run("plan", "--compare", other).error == f"{other} is no split"
 
