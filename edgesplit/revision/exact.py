@@ -5,7 +5,10 @@ Must not know: how a split is judged, or explained.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import highspy
@@ -13,10 +16,11 @@ import pulp
 
 from edgesplit.errors import EdgesplitError
 from edgesplit.revision.blend import blended, near, too_many
-from edgesplit.revision.branch import TOLERANCE, Found, Search
+from edgesplit.revision.branch import NODES, TOLERANCE, Found, Search
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.program import Program
-from edgesplit.revision.segments import Segment, counting_is_exact, cut, every_pair_linked
+from edgesplit.revision.relays import Relayed, bounds_every_split
+from edgesplit.revision.segments import Segment, cut
 from edgesplit.split import Split
 
 OPTIONS = {
@@ -28,6 +32,7 @@ OPTIONS = {
     "primal_feasibility_tolerance": TOLERANCE,
     "dual_feasibility_tolerance": TOLERANCE,
 }
+ROUGH = 1  # nodes that tell how far a rough split may be from the best
 GAIN = 1e-6  # share of Phi worth another look
 
 
@@ -55,61 +60,87 @@ class _Solver(pulp.HiGHS):  # type: ignore[misc] # untyped here
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best host of each block; Phi as the program sees it, and the proven lower bound on it.
+    """The best host of each block; Phi as the program sees it, and a lower bound on Phi.
 
-    `complete`: every split was considered, not only those with one stretch per host and segment.
+    `complete`: the bound is proven for every split, not only for those with one stretch per host and segment.
     """
 
     placement: tuple[str, ...]
     objective: float
     bound: float
-    complete: bool
-    nodes: int
+    complete: bool = True
+    nodes: int = 0
 
 
 def optimise(problem: Problem, fixed_boundaries: Split | None = None, merge: bool = True) -> Optimum | None:
     """None when nothing satisfies all constraints. See solver.solve for the two options."""
     segments = cut(problem, fixed_boundaries, merge)
-    if merge and fixed_boundaries is None and too_many(segments):
-        found = _roughly(problem)
-        if found is not None:
-            return found
-    complete = counting_is_exact(problem, segments)
-    optimum = _solve(problem, segments, complete, reference=not merge)
-    if optimum is None and not complete and not every_pair_linked(problem):  # a star's centre has several stretches
-        return _solve(problem, cut(problem, None, merge=False), complete=True)
-    return optimum
+    if not merge:
+        return _solve(problem, segments, reference=True)
+    if fixed_boundaries is not None or all(segment.count == 1 for segment in segments):
+        return _solve(problem, segments)
+    if too_many(segments) and (rough := _roughly(problem)) is not None:
+        least = _solve(problem, segments, nodes=ROUGH)
+        return rough if least is None else replace(rough, bound=min(least.bound, rough.objective))
+    return _counted(problem, segments)
+
+
+def _counted(problem: Problem, segments: list[Segment]) -> Optimum | None:
+    """First with hops as cheap as ways over relays: that bounds every split, and mostly finds the best one."""
+    complete = bounds_every_split(problem)
+    ways = Relayed(problem)
+    if not ways.pays:
+        found = _solve(problem, segments)
+        return found and replace(found, complete=complete)
+    least = _solve(problem, segments, ways)
+    if least is None or _direct(least.placement, ways):
+        return least and replace(least, complete=complete)
+    found = _solve(problem, segments)
+    if found is None:  # a star's centre has several stretches
+        return _solve(problem, cut(problem, None, merge=False))
+    return replace(found, bound=min(least.bound, found.objective), complete=complete)
+
+
+def _direct(placement: Sequence[str], ways: Relayed) -> bool:
+    hops = enumerate(pairwise(placement))
+    return all(source == target or ways.direct(source, target, block) for block, (source, target) in hops)
 
 
 def _roughly(problem: Problem) -> Optimum | None:
     """Layers of many kinds first as if alike, then exactly near the boundaries found, while that makes it better."""
     alike = blended(problem)
-    rough = _solve(alike, cut(alike, None, merge=True), complete=False)
+    rough = _solve(alike, cut(alike, None, merge=True))
     best: Optimum | None = None
     while rough is not None:
         close = near(problem, rough.placement)
-        rough = _solve(close, cut(close, None, merge=True), complete=False)
+        rough = _solve(close, cut(close, None, merge=True))
         if best is not None and (rough is None or rough.objective >= best.objective * (1 - GAIN)):
             break
         best = rough
     return best
 
 
-def _solve(problem: Problem, segments: list[Segment], complete: bool, reference: bool = False) -> Optimum | None:
+def _solve(
+    problem: Problem,
+    segments: list[Segment],
+    wires: Relayed | None = None,
+    nodes: int = NODES,
+    reference: bool = False,
+) -> Optimum | None:
     """`reference`: by HiGHS's own search, which shares nothing with ours but the rows."""
     if any(not segment.limits for segment in segments):
         return None
-    program = Program(problem, segments)
+    program = Program(problem, segments, wires)
     model = _Solver(msg=False, mip=reference, **OPTIONS).model(program.lp)
-    found = _highs(model) if reference else Search(model, program.shape()).run()
-    if found.values is None:
-        return None
+    found = _highs(model) if reference else Search(model, program.shape()).run(nodes)
     constant = program.lp.objective.constant
+    bound = (found.bound + constant) * program.scale
+    if found.values is None:
+        return None if math.isinf(found.bound) else Optimum((), math.inf, bound, nodes=found.nodes)
     return Optimum(
         placement=tuple(program.placement(found.values)),
         objective=(found.objective + constant) * program.scale,
-        bound=(found.bound + constant) * program.scale,
-        complete=complete,
+        bound=bound,
         nodes=found.nodes,
     )
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from edgesplit.model.blocks import EMBEDDING, HEAD
 from edgesplit.revision.alternatives import Alternative
-from edgesplit.revision.blend import too_many
 from edgesplit.revision.conflict import Conflict
 from edgesplit.revision.cost import Costs, service_notes
 from edgesplit.revision.problem import TRUSTED, Problem
-from edgesplit.revision.segments import cut
 from edgesplit.revision.solver import Solution
 from edgesplit.revision.whatif import WhatIf
 from edgesplit.split import Split
@@ -38,8 +36,7 @@ def what_binds(solution: Solution, problem: Problem) -> list[str]:
         *_pins(split, problem),
         *_glue(split, problem),
     ]
-    if not solution.complete:
-        said.append(_left_out(problem))
+    said += _unproven(solution)
     return said + [f"Service level missed: {note}." for note in service_notes(costs, problem)]
 
 
@@ -52,16 +49,16 @@ def _one_host(solution: Solution, problem: Problem) -> list[str]:
     return [best + (f", and no split with {others} is better." if others else ".")]
 
 
-def _left_out(problem: Problem) -> str:
-    if too_many(cut(problem, None, merge=True)):
-        return (
-            "The model has layers of several kinds in turn; splits whose boundaries are far from those that would be "
-            "best if its layers were alike were not considered."
+def _unproven(solution: Solution) -> list[str]:
+    said = []
+    if solution.gap > 0.5e-4:  # what would be shown as more than nothing
+        said.append(f"A better split may exist, by {solution.gap:.1%} of Phi at most: no bound closer to it was found.")
+    if not solution.complete:
+        said.append(
+            "Splits in which a host has two stretches of like layers were not considered: what crosses the boundaries "
+            "shrinks along the chain, so that such a relay could pay."
         )
-    return (
-        "Over some links a relay beats the direct way; splits in which a host has two stretches of like layers "
-        "for that reason were not considered."
-    )
+    return said
 
 
 def _token(costs: Costs, problem: Problem) -> list[str]:

@@ -27,6 +27,7 @@ from edgesplit.revision.branch import Route, Shape
 from edgesplit.revision.cuts import Hop
 from edgesplit.revision.depth import Depth, Walk
 from edgesplit.revision.problem import Problem
+from edgesplit.revision.relays import Relayed
 from edgesplit.revision.segments import Segment
 
 KIB = 1024
@@ -48,8 +49,9 @@ class _Piece:
 class Program:
     """`lp`: PuLP's; `objective` is Phi / `scale`."""
 
-    def __init__(self, problem: Problem, segments: list[Segment]) -> None:
+    def __init__(self, problem: Problem, segments: list[Segment], wires: Problem | Relayed | None = None) -> None:
         self.problem = problem
+        self.wires = wires or problem
         self.lp = pulp.LpProblem("split_revision", pulp.LpMinimize)
         self.depth = Depth(self.lp, self._number, problem.trusted)
         self.number = {host: str(number) for number, host in enumerate(problem.hosts)}
@@ -79,7 +81,7 @@ class Program:
         self.lp += pulp.lpSum(first.values()) == 1
         if segment.count == 1:
             return _Piece(segment, first, first, first, first, {})
-        pairs = [(left, right) for left in hosts for right in hosts if self.problem.linked(left, right)]
+        pairs = [(left, right) for left in hosts for right in hosts if self.wires.linked(left, right)]
         piece = _Piece(
             segment,
             first,
@@ -107,7 +109,7 @@ class Program:
             (source, target): self._number("joint", number, source, target)
             for source in left.last
             for target in right.first
-            if source == target or self.problem.linked(source, target)
+            if source == target or self.wires.linked(source, target)
         }
         for host, last in left.last.items():
             self.lp += _out_of(joint, host) == last
@@ -213,15 +215,15 @@ class Program:
 
     def _path(self) -> Expression:
         decode = pulp.lpSum(self._decode(host) for host in self.hosts)
-        return decode + pulp.lpSum(self._wires(self.problem.hop, 1))
+        return decode + pulp.lpSum(self._hops(self.wires.hop, 1))
 
     def _first_token(self) -> Expression:
         problem = self.problem
         chunk = [self._chunk(host) for host in self.hosts]
-        first = pulp.lpSum(chunk) + pulp.lpSum(self._wires(problem.hop, problem.chunk_tokens))
+        first = pulp.lpSum(chunk) + pulp.lpSum(self._hops(self.wires.hop, problem.chunk_tokens))
         first += pulp.lpSum(self._head(host) for host in self.hosts)
         if problem.chunks > 1:
-            wires = self._wires(problem.occupied, problem.chunk_tokens)
+            wires = self._hops(self.wires.occupied, problem.chunk_tokens)
             first += (problem.chunks - 1) * self._most("busiest_chunk", chunk + wires)
         return first
 
@@ -229,16 +231,16 @@ class Program:
         return self._first_token() + (self.problem.workload.new_tokens - 1) * self._path()
 
     def _latency(self) -> Expression:
-        problem, work = self.problem, self.problem.workload
+        work = self.problem.workload
         if work.concurrency == 1:  # one sequence alone never waits for another
             return self._alone()
-        busy = [self._decode(host) for host in self.hosts] + self._wires(problem.occupied, 1)
+        busy = [self._decode(host) for host in self.hosts] + self._hops(self.wires.occupied, 1)
         token = self._most("token", [self._path(), *(work.concurrency * one for one in busy)])
         return self._first_token() + (work.new_tokens - 1) * token
 
     def _interval(self) -> Expression:
         problem = self.problem
-        chunks, steps = self._wires(problem.occupied, problem.chunk_tokens), self._wires(problem.occupied, 1)
+        chunks, steps = self._hops(self.wires.occupied, problem.chunk_tokens), self._hops(self.wires.occupied, 1)
         wires = [problem.request_seconds(*pair, 0.0) for pair in zip(chunks, steps, strict=True)]
         alone = self._alone() * (1 / problem.workload.concurrency)
         return self._most("interval", [alone, *self.load.values(), *wires])
@@ -252,7 +254,7 @@ class Program:
             self.lp += most >= value * (1 / unit)
         return unit * most
 
-    def _wires(self, seconds: Any, tokens: float) -> list[Expression]:
+    def _hops(self, seconds: Any, tokens: float) -> list[Expression]:
         """The hops' seconds, as few expressions as possible: of those summed in one, at most one hop is taken."""
         wires = []
         for piece in self.pieces:

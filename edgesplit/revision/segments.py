@@ -5,15 +5,13 @@ Must not know: the program itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby, permutations
+from itertools import groupby
 
 from edgesplit.errors import InputError
 from edgesplit.revision.problem import Problem
 from edgesplit.split import Split
-
-ROUNDING = 1 + 1e-12  # of seconds added in another order
 
 
 @dataclass(frozen=True)
@@ -99,40 +97,3 @@ def _fitting(problem: Problem, host: str, blocks: range, width: int) -> int:
     if unit == 0:
         return len(blocks) if room >= 0 else 0
     return max(0, room // unit)
-
-
-def counting_is_exact(problem: Problem, segments: Iterable[Segment]) -> bool:
-    """Is the best split among those in which a host has one stretch per segment?
-
-    It is where a relay never pays: then a second stretch of a host can join its first (or, on an untrusted host, the
-    first its last, which exposes deeper layers) and the hops around it become one. That one must be no slower than
-    both and, where work queues, occupy its link no longer than the slower of both; and what crosses a boundary must be
-    the same at all.
-    """
-    if all(segment.count == 1 for segment in segments):
-        return True
-    if len(set(problem.sent[:-1])) > 1:
-        return False
-    return all(_relay_never_pays(problem, *hosts) for hosts in permutations(problem.hosts, 3))
-
-
-def _relay_never_pays(problem: Problem, source: str, relay: str, target: str) -> bool:
-    if not (problem.linked(source, relay) and problem.linked(relay, target)):
-        return True
-    if not problem.linked(source, target):
-        return False
-    direct, legs = (source, target), ((source, relay), (relay, target))
-    work = problem.workload
-    for tokens, shared in ((1, work.concurrency > 1), (problem.chunk_tokens, problem.chunks > 1)):
-        arrival = sum(problem.hop(*leg, 0, tokens) for leg in legs)
-        occupied = max(problem.occupied(*leg, 0, tokens) for leg in legs)
-        if problem.hop(*direct, 0, tokens) > arrival * ROUNDING:
-            return False
-        if shared and problem.occupied(*direct, 0, tokens) > occupied * ROUNDING:
-            return False
-    return True
-
-
-def every_pair_linked(problem: Problem) -> bool:
-    """If so, counting layers finds a split whenever there is one: a second stretch only costs memory and time."""
-    return all(problem.linked(*pair) for pair in permutations(problem.hosts, 2))

@@ -45,6 +45,7 @@ IMPURE = {
     *("time", "urllib", "uuid"),
     *("numpy", "paramiko", "rich", "safetensors", "starlette", "torch", "transformers", "typer", "uvicorn", "yaml"),
 }
+ARRAYS = {"revision.relays": {"numpy"}}  # arithmetic of matrices, and nothing else of it
 VALUES = {"inventory", "plan"}  # they can read their file too, but pure modules take them as values
 
 # Which folders a folder may import; "" are the modules beside the folders.
@@ -145,7 +146,7 @@ def test_the_lists_name_modules_that_exist() -> None:
 
 @pytest.mark.parametrize("module", sorted(PURE))
 def test_pure_modules_import_nothing_that_acts(module: str) -> None:
-    assert imports(module) & IMPURE == set()
+    assert (imports(module) & IMPURE) - ARRAYS.get(module, set()) == set()
     strangers = ours(module) - PURE - VALUES
     assert {name for name in strangers if not name.endswith("__init__")} == set()
 
