@@ -57,7 +57,7 @@ class Eyes:
 
     def read(self, parts: list[Any]) -> list[dict[str, torch.Tensor]]:
         """Of parts {type: image_url, image_url: {url}}, what the model takes of each. Raises ImageError."""
-        budget = _Budget()
+        budget = _Budget(MAX_IMAGES, MAX_PIXELS)
         with self._lock:
             return [self._pixels(budget.decode(part.get("image_url"))) for part in parts]
 
@@ -124,7 +124,7 @@ def _without_videos(kind: type[Any]) -> type[Any]:
 
 def _chat(messages: list[Any]) -> Iterator[dict[str, Any]]:
     """Messages as transformers takes them, their images decoded. Raises ImageError."""
-    budget = _Budget()
+    budget = _Budget(MAX_IMAGES, MAX_PIXELS)
     for message in messages:
         parts = []
         for part in _parts(message.get("content")):
@@ -149,8 +149,8 @@ def _parts(content: Any) -> list[dict[str, Any]]:
 class _Budget:
     """What one request may still bring."""
 
-    images: int = MAX_IMAGES
-    pixels: int = MAX_PIXELS
+    images: int
+    pixels: int
 
     def decode(self, place: Any) -> Any:
         if not self.images:

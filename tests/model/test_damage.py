@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -15,10 +16,14 @@ from checkpoints import INDEX, config, rewrite
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from models import make_checkpoint
+from safetensors import safe_open
 from transformers.utils import logging
 
 from edgesplit.errors import ModelError
 from edgesplit.model.checkpoint import open_checkpoint, resolve
+from edgesplit.model.headers import read_header
+
+EXAMPLES = int(os.environ.get("EDGESPLIT_FUZZ", "200"))  # damaged headers of either kind
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +226,64 @@ def changed(data: bytes, flips: list[tuple[int, int]], cut: int | None) -> bytes
     return bytes(new[:cut])
 
 
-@settings(max_examples=100, deadline=None, database=None)
+def read(file: Path) -> bool:
+    """Is it read? Refused it may be, nothing else; and what is read must be what safetensors reads."""
+    try:
+        found = {tensor.key: (list(tensor.shape), tensor.dtype) for tensor in read_header(file)}
+    except ModelError as error:
+        assert len(error.message.splitlines()) == 1  # noqa: PT017 - it may be raised, nothing else may
+        return False
+    with safe_open(file, "pt") as theirs:
+        slices = {key: theirs.get_slice(key) for key in theirs.keys()}  # noqa: SIM118 - it is no dict
+        assert found == {key: (part.get_shape(), part.get_dtype()) for key, part in slices.items()}
+    return True
+
+
+PARTS = st.sampled_from(["dtype", "shape", "data_offsets", "more"])
+STRANGE = st.sampled_from(
+    [None, 0, -1, 1.5, True, "F16", "F12", [], [0], [1] * 70, [2**62, 4], [0, 4], {}, 2**63, 10**30, "\ud800", "\0"]
+)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, database=None)
+@given(data=st.data())
+def test_a_header_that_lies_anywhere_is_read_as_safetensors_reads_it_or_refused(small: Path, data: Any) -> None:
+    """Its entries changed by meaning; half of the files keep the sizes they claim."""
+    whole = (small / "model.safetensors").read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+    header = json.loads(whole[8 : 8 + length])
+    for _ in range(data.draw(st.integers(1, 3))):
+        key, part = data.draw(st.sampled_from([*header, "__metadata__", "a"])), data.draw(PARTS)
+        entry = header.get(key)
+        if isinstance(entry, dict) and isinstance(entry.get(part), list) and data.draw(st.booleans()):
+            step = data.draw(st.sampled_from([-4, -1, 1, 4, 2**40, 2**63]))
+            entry[part] = [value + step if type(value) is int else value for value in entry[part]]
+        elif isinstance(entry, dict) and data.draw(st.booleans()):
+            entry[part] = data.draw(STRANGE)
+        else:
+            header[key] = data.draw(STRANGE)
+    file = small / "lies.safetensors"
+    try:
+        file.write_bytes(raw(header, whole[8 + length :][: data.draw(st.none() | st.integers(0, 100))]))
+        read(file)
+    finally:
+        file.unlink()
+
+
+@settings(max_examples=EXAMPLES, deadline=None, database=None)
+@given(flips=st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), max_size=4), cut=st.none() | st.integers(0))
+def test_bytes_changed_anywhere_are_read_as_safetensors_reads_them_or_refused(
+    small: Path, flips: list[tuple[int, int]], cut: int | None
+) -> None:
+    file = small / "flipped.safetensors"
+    try:
+        file.write_bytes(changed((small / "model.safetensors").read_bytes(), flips, cut))
+        assert read(file) or flips or cut is not None
+    finally:
+        file.unlink()
+
+
+@settings(max_examples=50, deadline=None, database=None)
 @given(flips=st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), max_size=4), cut=st.none() | st.integers(0))
 @example(flips=[], cut=8)
 @example(flips=[(0, 0)], cut=None)

@@ -171,7 +171,7 @@ def test_where_images_cannot_be_read_no_chat_is(llava: Case, monkeypatch: pytest
         raise ImportError("LlavaProcessor requires the PIL library")
 
     monkeypatch.setattr(LlavaProcessor, "from_pretrained", without)
-    front = Front.load(Service(LOCALHOST, 1, "tiny", 1, 256, 8), llava.folder)
+    front = Front.load(Service(LOCALHOST, 1, "tiny", 1, 256, 8, 1), llava.folder)
     with pytest.raises(BadRequest, match="LlavaProcessor cannot be used here: LlavaProcessor requires the PIL library"):
         front.chat([{"role": "user", "content": "hi"}], None)
     assert front.checked(front.encoded("hi"))
