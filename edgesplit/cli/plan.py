@@ -174,4 +174,5 @@ def _audit(space: Workspace, texts: Path) -> tuple[Exposure, ...]:
     samples = read_texts(texts)
     with Progress(console=talk, transient=True) as progress:
         task = progress.add_task("auditing", total=checkpoint.chain.layers + 1)
-        return tuple(audit(checkpoint.folder, space.plan.dtype, samples, lambda _: progress.advance(task)))
+        advance, trusted = (lambda _: progress.advance(task)), bool(checkpoint.own_code)
+        return tuple(audit(checkpoint.folder, space.plan.dtype, samples, advance, trusted=trusted))

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from edgesplit.errors import InputError
 from edgesplit.runner.stage import Hidden, Stage
+from edgesplit.runner.tokens import NoTokenizer, load_tokenizer
 from edgesplit.values import Value
 
 LONGEST = 256  # tokens of a text that are used
@@ -47,20 +47,25 @@ def read_texts(file: Path) -> list[str]:
 
 
 def audit(
-    folder: Path, dtype: str, texts: Sequence[str], progress: Callable[[int], None] = lambda _: None
+    folder: Path,
+    dtype: str,
+    texts: Sequence[str],
+    progress: Callable[[int], None] = lambda _: None,
+    *,
+    trusted: bool = False,
 ) -> list[Exposure]:
     """One Exposure per boundary, from behind the embedding to behind the last layer; `progress` gets the block done.
 
-    Raises InputError where the texts are too few.
+    `trusted`: the checkpoint's own code may run. Raises InputError where the texts are too few, or cannot be read.
     """
-    tokens = _tokens(folder, texts)
+    tokens = _tokens(folder, texts, trusted=trusted)
     taught = max(1, round(len(tokens) * TAUGHT))
     if len(tokens) < 2 or taught == len(tokens):
         raise InputError("the audit needs at least two texts", "give a file with one text per line")
     cut = sum(map(len, tokens[:taught]))
     truth = torch.cat(tokens)
     found = []
-    for block, (activations, table) in enumerate(_activations(folder, dtype, tokens)):
+    for block, (activations, table) in enumerate(_activations(folder, dtype, tokens, trusted=trusted)):
         probed = _probed(activations[:cut], table[truth[:cut]].float(), activations[cut:])
         fits = activations.shape[1] == table.shape[1]
         found.append(
@@ -74,8 +79,13 @@ def audit(
     return found
 
 
-def _tokens(folder: Path, texts: Iterable[str]) -> list[torch.Tensor]:
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+def _tokens(folder: Path, texts: Iterable[str], *, trusted: bool) -> list[torch.Tensor]:
+    try:
+        tokenizer = load_tokenizer(folder, trusted=trusted)
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from error
+    if isinstance(tokenizer, NoTokenizer):
+        raise InputError(f"{folder} has no tokenizer, so no text can be audited")
     found: list[torch.Tensor] = []
     for text in texts:
         if sum(map(len, found)) >= MOST:
@@ -87,15 +97,15 @@ def _tokens(folder: Path, texts: Iterable[str]) -> list[torch.Tensor]:
 
 
 def _activations(
-    folder: Path, dtype: str, tokens: Sequence[torch.Tensor]
+    folder: Path, dtype: str, tokens: Sequence[torch.Tensor], *, trusted: bool
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Behind each block but the head: activations, a row per token, and the embedding table."""
-    stage = Stage.load(folder, 0, 0, dtype)
+    stage = Stage.load(folder, 0, 0, dtype, trusted=trusted)
     table = stage.model.get_input_embeddings().weight.detach()
     hidden: list[Hidden] = [stage.forward(stage.sequence(), ids[None]) for ids in tokens]
     yield _rows(hidden), table
     for block in range(1, stage.range.layers + 1):
-        stage = Stage.load(folder, block, block, dtype)
+        stage = Stage.load(folder, block, block, dtype, trusted=trusted)
         hidden = [stage.forward(stage.sequence(), each) for each in hidden]
         yield _rows(hidden), table
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import rings  # noqa: F401 - one thread
+from encoders import LAYERS, save_bert
 
 from edgesplit.errors import InputError
 from edgesplit.model.audit import Exposure, audit, read_texts
@@ -38,6 +39,15 @@ def test_depth_limits_the_nearest_embedding_more_than_a_learned_map(exposures: l
 
 def test_it_is_the_same_every_time(exposures: list[Exposure]) -> None:
     assert audit(MODEL, "float32", read_texts(ROOT / "docs" / "primer.md")) == exposures
+
+
+def test_an_encoder_is_audited_too(tmp_path: Path) -> None:
+    found = audit(save_bert(tmp_path / "model"), "float32", [f"this is text {number}" for number in range(4)])
+    assert [exposure.block for exposure in found] == [*range(LAYERS + 1)]
+    for file in (tmp_path / "model").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(InputError, match="no tokenizer"):
+        audit(tmp_path / "model", "float32", ["one", "two"])
 
 
 def test_texts_are_told_apart_by_lines_or_by_empty_ones(tmp_path: Path) -> None:

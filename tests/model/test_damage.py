@@ -23,7 +23,7 @@ from edgesplit.errors import ModelError
 from edgesplit.model.checkpoint import open_checkpoint, resolve
 from edgesplit.model.headers import read_header
 
-EXAMPLES = int(os.environ.get("EDGESPLIT_FUZZ", "200"))  # damaged headers of either kind
+EXAMPLES = int(os.environ.get("EDGESPLIT_FUZZ", "100"))  # damaged headers of either kind
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ BESIDE = [
     "split",
 ]  # each imports earlier ones
 RUNNER_VALUES = {  # what the controller may import of the runner
-    *("manifest", "wire", "state", "families", "generation", "owncode"),
+    *("manifest", "wire", "state", "families", "generation", "owncode", "tokens"),
     *("anatomy", "hollow", "stage", "cache", "precision", "quantised", "kernels", "arithmetic"),
 }
 RUNNER_PACKAGES = {"cryptography", "safetensors", "starlette", "torch", "transformers", "uvicorn"}
