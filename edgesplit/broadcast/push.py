@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import getpass
-import hashlib
 import itertools
 import platform
 import time
@@ -18,12 +17,14 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, Protocol
 
-from edgesplit.broadcast.authority import HostKeys, Secrets, command_key, create, fingerprint, issue
-from edgesplit.broadcast.cargo import Cargo, Thing, split_of
-from edgesplit.broadcast.remote import NotServing, ask, manifest, present, read_secrets, status
+from edgesplit.broadcast.authority import command_key
+from edgesplit.broadcast.cargo import Cargo, split_of
+from edgesplit.broadcast.keyring import host_keys, secrets_of
+from edgesplit.broadcast.remote import PYTHON_HINT, NotServing, ask, manifest, no_python, present, status
+from edgesplit.broadcast.ship import Shipment
 from edgesplit.broadcast.signing import Signer
 from edgesplit.broadcast.transition import Phase, Presence, Step, transition
-from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, FleetError, HostError, MovedError
+from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, FleetError, HostError, MovedError, Unreachable
 from edgesplit.hosts import commands
 from edgesplit.hosts.fanout import each, survey
 from edgesplit.hosts.host import Host
@@ -35,6 +36,10 @@ START_SECONDS = 120  # a runner imports torch: 4 to 9 s on a fast machine, ten t
 LOAD_SECONDS = 1800.0
 LINK_SECONDS = 20.0
 TRIAL_SECONDS = 60.0
+KEEP_SECONDS = 86400.0  # weights that fell out of use stay a day: whoever left because of trouble may come back
+AS_BEFORE = "the hosts are as they were"
+CUT_OFF = "what serves is as it was; the next deploy sends only the rest (edgesplit down removes what has arrived)"
+KEPT = ("shards", "files")  # folders of what is named by content; what a cut left in them is gone on with
 
 
 class Progress(Protocol):
@@ -112,8 +117,9 @@ def push(
 ) -> Pushed:
     """Bring `target` up as the next epoch.
 
-    On any failure before the entry commits, every host is put back as it was and DeployError tells why. After it the
-    new epoch serves, and a host that fails to confirm or to clear up is a warning.
+    On any failure before the entry commits, every host is put back as it was and DeployError tells why; but weights
+    that have arrived stay, whole or in part, when the way to a host was cut. After the commit the new epoch serves, and
+    a host that fails to confirm or to clear up is a warning.
     """
     target = target.at(scene.next_epoch)
     absent = [host for host in target.hosts if host not in hosts]
@@ -125,6 +131,7 @@ def push(
         for phase, group in groupby(steps, key=lambda step: step.phase):
             act.carry_out(phase, list(group))
     except BaseException as error:
+        act.cut = act.shipping and _is_cut(error)
         with contextlib.suppress(EdgesplitError):
             act.let_go() if act.committed or act.unknown else act.undo()
         if act.unknown:
@@ -133,7 +140,7 @@ def push(
                 f"{target.entry} did not say whether epoch {target.epoch} serves: {error}", hint
             ) from error
         if isinstance(error, EdgesplitError) and not isinstance(error, MovedError | DeployError):
-            raise DeployError(f"{error.message}\nthe hosts are as they were", error.hint) from error
+            raise DeployError(f"{error.message}\n{CUT_OFF if act.cut else AS_BEFORE}", error.hint) from error
         raise
     return Pushed(target, tuple(act.warnings))
 
@@ -153,6 +160,8 @@ class _Act:
     warnings: list[str] = field(default_factory=list)
     locked: set[str] = field(default_factory=set)
     started: set[str] = field(default_factory=set)
+    shipping: bool = False
+    cut: bool = False  # the way to a host was lost while things were shipped
     prepared: bool = False
     signer: Signer | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -161,7 +170,10 @@ class _Act:
     def carry_out(self, phase: Phase, steps: Sequence[Step]) -> None:
         """One phase on all its hosts at once."""
         if phase is Phase.SHIP:
+            sizes = {step.host: step.size for step in steps}
+            each({name: self.hosts[name] for name in sizes}, lambda host: self._room(host, sizes[host.name]))
             self._keys()
+        self.shipping = phase is Phase.SHIP
         if phase is Phase.PREPARE:
             self.prepared = True
         handlers: dict[Phase, Callable[[Host, Step], object]] = {
@@ -187,6 +199,8 @@ class _Act:
                 handlers[phase](host, step)
                 self.progress.end(step)
 
+        if phase is Phase.UNLOCK:
+            self._collect_garbage()
         involved = {name: self.hosts[name] for name in by_host}
         if not self.committed:
             each(involved, act)
@@ -208,40 +222,66 @@ class _Act:
         self.locked.add(host.name)
         host.run(commands.audit(self._folder(host), f"epoch {self.target.epoch}: {note}"))
 
-    def _ship(self, host: Host, step: Step) -> None:
-        free = int(host.run(commands.free_space(self._folder(host))).strip() or 0)
-        if free < step.size:
+    def _room(self, host: Host, size: int) -> None:
+        """Is there room for what will be sent? Where it is short, what is of no use any more makes way."""
+        free = self._free(host)
+        if free < size:
+            self._tidy(host, age=0)
+            free = self._free(host)
+        if free < size:
             raise HostError(
                 host.name,
-                f"no space: {format_size(step.size)} to store and {format_size(free)} free in {self._folder(host)}",
+                f"no space: {format_size(size)} to store and {format_size(free)} free in {self._folder(host)}",
                 "free some, or set `work` to a folder on a larger disk",
             )
-        for path in step.objects:
-            thing = self.cargo.things[path]
-            command = commands.receive(f"{self._folder(host)}/{path}", thing.sha256, "600")
-            host.run(command, stdin=self._counted(thing, step), timeout=_patience(thing.size))
 
-    def _counted(self, thing: Thing, step: Step) -> Iterator[bytes]:
-        for piece in thing.chunks():
-            yield piece
-            self.progress.sent(step, len(piece))
+    def _free(self, host: Host) -> int:
+        return int(host.run(commands.free_space(self._folder(host))).strip() or 0)
+
+    def _ship(self, host: Host, step: Step) -> None:
+        Shipment(
+            host,
+            self.cargo.inventory.hosts[host.name],
+            self._folder(host),
+            self.cargo.archive.name,
+            [self.cargo.things[path] for path in step.objects],
+            lambda size: self.progress.sent(step, size),
+            dict(self.scene.presences[host.name].parts),
+        ).carry_out()
+
+    def _collect_garbage(self) -> None:
+        """On every host that has something of this deployment, used by the split or not; the entry's lock is held."""
+        there = {name: host for name, host in self.hosts.items() if self.scene.presences[name].folder}
+        _, errors = survey(there, lambda host: self._tidy(host, KEEP_SECONDS))
+        self.warnings.extend(error.message for error in errors.values())
+
+    def _tidy(self, host: Host, age: float) -> None:
+        """Remove weights and files that no split needs any more, and that have not been in use for `age` seconds."""
+        archive, presence = self.cargo.archive.name, self.scene.presences[host.name]
+        if archive not in presence.objects and not (self.committed and host.name in self.target.hosts):
+            return
+        used = _needed(self.cargo, self.scene.running, host.name) & presence.objects
+        keep = _needed(self.cargo, self.target, host.name) | (set() if self.committed else used)
+        keep |= {f"{path}.part" for path in keep}
+        words = {"folders": ["shards", "files"], "keep": sorted(keep), "used": sorted(used - keep), "age": age}
+        spec = self.cargo.inventory.hosts[host.name]
+        host.run(commands.tidy(spec.interpreter, self._folder(host), archive, words))
 
     def _start(self, host: Host, _: Step) -> None:
         spec, folder = self.cargo.inventory.hosts[host.name], self._folder(host)
         arguments = ["--host", host.name, "--deployment", self.cargo.name, "--threads", str(spec.cores or 0)]
         self.started.add(host.name)
         self._stop(host)  # one that is there but does not answer
-        hint = "its `python` in the inventory names one that has the runner's packages; edgesplit profile tells"
         host.run(commands.start_runner(spec.interpreter, folder, self.cargo.archive.name, arguments))
         try:
             status(host, spec, folder, self.cargo.archive.name, wait=START_SECONDS)
         except CommandFailed as error:
-            if error.status not in (126, 127):  # as sh says that a program cannot be run, or is not there
+            if error.status not in commands.NO_PROGRAM:
                 raise
-            raise HostError(host.name, f"there is no Python {spec.interpreter} that can be run", hint) from error
+            raise no_python(host, spec) from error
         except NotServing as error:
             log = host.run(commands.log_tail(folder, 1)).strip()
-            raise HostError(host.name, f"the runner did not start: {log or error.message}", hint) from error
+            raise HostError(host.name, f"the runner did not start: {log or error.message}", PYTHON_HINT) from error
 
     def _prepare(self, host: Host, _: Step) -> None:
         manifest = self.cargo.manifest(self.target, self.fingerprints)
@@ -273,30 +313,15 @@ class _Act:
 
     def _keys(self) -> None:
         """The deployment's secrets from the entry host, made there on the first day; a key pair for each host."""
-        entry = self.hosts[self.cargo.plan.entry]
-        folder = self._folder(entry)
-        secrets = read_secrets(entry, folder)
-        if secrets is None:
-            secrets = create(self.cargo.name, _now())
-            _put(entry, f"{folder}/keys/controller.json", secrets.to_json())
+        entry, now = self.hosts[self.cargo.plan.entry], _now()
+        secrets = secrets_of(self.cargo.name, entry, self._folder(entry), now)
         self.signer = Signer(self.cargo.name, command_key(secrets))
-        found = each(
-            {name: self.hosts[name] for name in self.target.hosts}, lambda host: self._host_keys(host, secrets)
-        )
-        self.fingerprints.update(found)
 
-    def _host_keys(self, host: Host, secrets: Secrets) -> str:
-        folder = f"{self._folder(host)}/keys"
-        authority = host.run(commands.read_if_there(f"{folder}/ca.pem"))
-        certificate = host.run(commands.read_if_there(f"{folder}/host.pem"))
-        if certificate and authority == secrets.authority:
-            return fingerprint(certificate)
-        if self.scene.presences[host.name].epochs is not None:
-            raise HostError(host.name, "its runner has keys of another authority", "edgesplit down, then deploy again")
-        keys = issue(secrets, host.name, _now())
-        for name, text in _files(keys):
-            _put(host, f"{folder}/{name}", text)
-        return keys.fingerprint
+        def keys(host: Host) -> str:
+            running = self.scene.presences[host.name].epochs is not None
+            return host_keys(host, self._folder(host), secrets, now, running=running)
+
+        self.fingerprints.update(each({name: self.hosts[name] for name in self.target.hosts}, keys))
 
     # --- words to the runners ---
 
@@ -331,37 +356,33 @@ class _Act:
             self._stop(host)
         elif self.prepared and host.name in self.target.hosts and presence.epochs is not None:
             self._say(host, "retire", 30)
+        folder, stay = self._folder(host), KEPT if self.cut else ()
         if not presence.folder:
-            host.run(commands.remove(self._folder(host)))
-            host.run(commands.remove_empty(self.cargo.inventory.hosts[host.name].work))
+            host.run(commands.clear(folder, stay))
+            for empty in (*(f"{folder}/{name}" for name in stay), folder, self.cargo.inventory.hosts[host.name].work):
+                host.run(commands.remove_empty(empty))
             return
         need = self.cargo.needs(self.target).get(host.name)
-        fresh = sorted(set(need.objects) - presence.objects) if need else []
+        fresh = [path for path in presence.missing(need) if path.partition("/")[0] not in stay] if need else []
+        fresh += [f"{path}.part" for path in fresh if path not in presence.parts]
         if host.name in self.started:  # the folders it laid out link to what is removed here
             fresh.append("stages")
         if not presence.keys:
             fresh += ["keys", "serial"]
-        host.run(commands.remove(*(f"{self._folder(host)}/{path}" for path in [*fresh, "lock"])))
+        host.run(commands.remove(*(f"{folder}/{path}" for path in [*fresh, "lock"])))
 
 
-def _files(keys: HostKeys) -> list[tuple[str, str]]:
-    """ca.pem last: with it, the set counts as complete."""
-    return [
-        ("host.pem", keys.certificate),
-        ("host.key", keys.key),
-        ("controller.pub", keys.controller),
-        ("ca.pem", keys.authority),
-    ]
+def _needed(cargo: Cargo, split: Split | None, host: str) -> set[str]:
+    """The files in KEPT folders that a host needs for a split."""
+    need = cargo.needs(split).get(host) if split is not None else None
+    return {path for path in need.objects if path.partition("/")[0] in KEPT} if need is not None else set()
 
 
-def _put(host: Host, path: str, text: str) -> None:
-    data = text.encode()
-    host.run(commands.receive(path, hashlib.sha256(data).hexdigest()), stdin=data)
-
-
-def _patience(size: int) -> float:
-    """Seconds a file may take: what 1 Mbit/s needs, and a minute."""
-    return 60 + size / 125_000
+def _is_cut(error: BaseException) -> bool:
+    """Was the way to a host lost, or did somebody interrupt us?"""
+    if isinstance(error, FleetError):
+        return any(_is_cut(one) for one in error.errors)
+    return isinstance(error, Unreachable) or not isinstance(error, EdgesplitError)
 
 
 def signature(reason: str) -> str:

@@ -6,6 +6,7 @@ Must not know: plans, splits, how anything is changed.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from edgesplit.broadcast.authority import Secrets
@@ -17,6 +18,7 @@ from edgesplit.inventory import HostSpec
 from edgesplit.runner.manifest import Manifest, ManifestError, parse
 
 _STATUS = b'{"verb": "status"}'
+_BEGUN = re.compile(r"\.part +\d+$")
 STATUS_SECONDS = 5.0  # a runner answers in milliseconds; one that is frozen never does
 SLACK = 20.0  # seconds an answer may spend on its way
 
@@ -51,10 +53,16 @@ def _answer(host: Host, text: str) -> dict[str, Any]:
     return dict(answer["ok"])
 
 
+PYTHON_HINT = "its `python` in the inventory names one that has the runner's packages; edgesplit check tells"
+
+
+def no_python(host: Host, spec: HostSpec) -> HostError:
+    return HostError(host.name, f"there is no Python {spec.interpreter} that can be run", PYTHON_HINT)
+
+
 def present(host: Host, folder: str, spec: HostSpec) -> tuple[Presence, dict[str, Any] | None]:
     """What is in the deployment's folder, and its runner's status (None when none answers)."""
-    lines = host.run(commands.survey(folder)).splitlines()
-    files = frozenset(lines) - {"."}
+    there, files, parts = look_into(host, folder)
     archive = next((name for name in sorted(files) if name.startswith("runner-") and name.endswith(".pyz")), None)
     state = None
     if archive is not None and "runner.pid" in files:
@@ -63,7 +71,15 @@ def present(host: Host, folder: str, spec: HostSpec) -> tuple[Presence, dict[str
         except NotServing:
             state = None
     epochs = None if state is None else tuple(int(epoch) for epoch in state["epochs"])
-    return Presence(bool(lines), files, epochs, "keys/ca.pem" in files), state
+    return Presence(there, files, epochs, "keys/ca.pem" in files, parts), state
+
+
+def look_into(host: Host, folder: str) -> tuple[bool, frozenset[str], dict[str, int]]:
+    """Is the folder there; its files; path -> bytes that are there of files that did not arrive whole."""
+    lines = host.run(commands.survey(folder)).splitlines()
+    begun = [line.rpartition(" ") for line in lines if _BEGUN.search(line)]
+    files = frozenset(line for line in lines if not _BEGUN.search(line)) - {"."}
+    return bool(lines), files, {name.removesuffix(".part"): int(size) for name, _, size in begun}
 
 
 def manifest(host: Host, folder: str) -> Manifest | None:

@@ -9,7 +9,7 @@ Must not know: hosts' addresses, files, clocks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from edgesplit.model.blocks import name_blocks
@@ -35,12 +35,24 @@ class Phase(str, Enum):
 @dataclass(frozen=True)
 class Presence:
     """What a host has of this deployment. `objects`: the files in its folder, by path; weights and side files are named
-    by content. `epochs`: what its runner holds, None when no runner answers."""
+    by content. `epochs`: what its runner holds, None when no runner answers. `parts`: how many bytes are there of files
+    that did not arrive whole."""
 
     folder: bool
     objects: frozenset[str]
     epochs: tuple[int, ...] | None
     keys: bool = False
+    parts: Mapping[str, int] = field(default_factory=dict)
+
+    def missing(self, need: Need) -> dict[str, int]:
+        """Path -> bytes that are still to be sent of it."""
+        absent = sorted(set(need.objects) - self.objects)
+        return {path: need.objects[path] - self.begun(path, need.objects[path]) for path in absent}
+
+    def begun(self, path: str, size: int) -> int:
+        """Bytes that are there of a file of this size; more than that is not its beginning."""
+        there = self.parts.get(path, 0)
+        return there if there <= size else 0
 
 
 @dataclass(frozen=True)
@@ -94,11 +106,11 @@ def transition(
 
 
 def _ship(host: str, epoch: int, presence: Presence, need: Need) -> Step:
-    missing = tuple(sorted(set(need.objects) - presence.objects))
-    size = sum(need.objects[sha] for sha in missing)
+    missing = presence.missing(need)
+    size = sum(missing.values())
     keys = "" if presence.keys else " and its keys"
     detail = f"send {len(missing)} of {len(need.objects)} objects, {size} bytes{keys}"
-    return Step(Phase.SHIP, host, epoch, missing, size, detail)
+    return Step(Phase.SHIP, host, epoch, tuple(missing), size, detail)
 
 
 def _blocks(target: Split, host: str) -> str:

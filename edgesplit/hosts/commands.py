@@ -51,11 +51,38 @@ def receive(target: str, sha256: str, mode: str = "600") -> Command:
     )
 
 
+NO_PROGRAM = (126, 127)  # as sh says that a program cannot be run, or is not there
+DAMAGED, CUT = 65, 75  # statuses of `receive_all`: the content is another one; the input ended too early
+
+
+def receive_all(python: str, folder: str, archive: str, files: Sequence[tuple[str, str, int, int]]) -> Command:
+    """Standard input becomes these files of a deployment's folder: (path, sha256, size, how much of it is there).
+
+    As `receive` promises, but for many, fast (Python hashes while it writes), and a file that is cut off is kept as
+    PATH.part, to go on from there. The runner archive is there already.
+    """
+    arguments = json.dumps({"files": files}, separators=(",", ":"))
+    return Command(
+        f"write {len(files)} files into {folder}",
+        f"cd {path(folder)} && {path(python)} {_words(archive, 'receive', arguments)}",
+    )
+
+
+def tidy(python: str, folder: str, archive: str, arguments: Mapping[str, Any]) -> Command:
+    """Remove files of a deployment's folder that are of no more use; see `tidy` of the runner's arrivals."""
+    words = _words(archive, "tidy", json.dumps(arguments, separators=(",", ":"), sort_keys=True))
+    return Command(f"tidy {folder}", f"cd {path(folder)} && {path(python)} {words}")
+
+
 def survey(folder: str) -> Command:
-    """What is in a deployment's folder: "." and then its files, two levels deep, one a line; nothing without it."""
+    """What is in a deployment's folder: "." and then its files, two levels deep, one a line; nothing without it.
+
+    Behind the name of a file that did not arrive whole, PATH.part, stands how many bytes of it are there.
+    """
     return Command(
         f"look into {folder}",
-        f"if cd {path(folder)} 2>/dev/null; then echo .; find . -maxdepth 2 -type f | sed 's,^[.]/,,'; fi",
+        f"if cd {path(folder)} 2>/dev/null; then echo .; find . -maxdepth 2 -type f | sed 's,^[.]/,,' | "
+        'while IFS= read -r f; do case "$f" in *.part) echo "$f $(wc -c < "$f")";; *) echo "$f";; esac; done; fi',
     )
 
 
@@ -78,6 +105,12 @@ def free_space(folder: str) -> Command:
 
 def remove(*files: str) -> Command:
     return Command("remove files", "rm -rf " + " ".join(path(file) for file in files))
+
+
+def clear(folder: str, but: Sequence[str]) -> Command:
+    """Remove all that is in a folder but what bears these names."""
+    names = " ".join(f"! -name {shlex.quote(name)}" for name in but)
+    return Command(f"clear {folder}", f"find {path(folder)} -mindepth 1 -maxdepth 1 {names} -exec rm -rf {{}} +")
 
 
 def remove_empty(folder: str) -> Command:

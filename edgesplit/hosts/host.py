@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import IO, Literal, Protocol, cast
 
 from edgesplit.errors import CommandFailed, Unreachable
-from edgesplit.hosts.commands import Command
+from edgesplit.hosts.commands import NO_PROGRAM, Command
 
 READ_SIZE = 1 << 16  # what a Linux pipe holds
 
@@ -64,14 +64,13 @@ _MEANINGS = {
     "Permission denied": "give the login of that host the right to do so, or set `work` to a folder of its own",
     "Read-only file system": "nothing can be written there: set `work` to a folder elsewhere",
 }
-_NO_PROGRAM = (126, 127)  # as sh says that a program cannot be run, or is not there
 
 
 def failed(host: str, command: Command, status: int, stderr: bytes) -> CommandFailed:
     """The error of a command that ended badly, with what to do where its words tell."""
     said = stderr.decode("utf-8", "replace")
     hint = next((hint for words, hint in _MEANINGS.items() if words in said), "")
-    if status in _NO_PROGRAM and not hint:
+    if status in NO_PROGRAM and not hint:
         hint = "a program is missing there, or cannot be run; edgesplit check tells which"
     return CommandFailed(host, command.title, status, said, hint)
 

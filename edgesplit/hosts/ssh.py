@@ -18,7 +18,7 @@ from typing import cast
 import paramiko
 
 from edgesplit.errors import HostError, LoginError, Unreachable
-from edgesplit.hosts import ssh_carrier, ssh_trust
+from edgesplit.hosts import ssh_bulk, ssh_carrier, ssh_trust
 from edgesplit.hosts.commands import Command
 from edgesplit.hosts.host import Stream, failed, no_answer
 from edgesplit.hosts.known_hosts import Entry
@@ -28,7 +28,6 @@ from edgesplit.hosts.ssh_target import Endpoint, jump_target, resolve
 from edgesplit.inventory import SshTarget
 
 CONNECT_TIMEOUT = 10.0  # seconds for each of TCP, handshake and login
-PACKET = 32704  # the most that paramiko puts into one packet of 32768: 1 byte more makes two
 SESSIONS = 5  # commands at once: sshd's MaxSessions is 10, and it may count one for a moment after its end
 MAX_JUMPS = 8
 YOUNG = {"mlkem768x25519-sha256"}  # what an older ssh does not list because it does not know it
@@ -123,17 +122,6 @@ def _explained(carrier: Carrier) -> Iterator[None]:
 # --- what runs on a connection ----------------------------------------------------------------------------------------
 
 
-def _packets(stdin: bytes | Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for chunk in [stdin] if isinstance(stdin, bytes) else stdin:
-        data = rest + chunk
-        whole = len(data) - len(data) % PACKET
-        yield from (data[at : at + PACKET] for at in range(0, whole, PACKET))
-        rest = data[whole:]
-    if rest:
-        yield rest
-
-
 class _Exchange:
     """One command on one channel: its input is sent while a thread each drains its two outputs.
 
@@ -169,19 +157,19 @@ class _Exchange:
 
     def feed(self, stdin: bytes | Iterable[bytes]) -> None:
         """Send it all, or what the command takes of it: why it ended early, its status and stderr tell."""
-        for packet in _packets(stdin):
-            if not self._send(packet):
+        for piece in ssh_bulk.pieces(stdin):
+            if not self._send(piece):
                 return
         with suppress(*_FOREIGN):
             self._channel.shutdown_write()
 
-    def _send(self, packet: bytes) -> bool:
+    def _send(self, piece: memoryview) -> bool:
         with suppress(*_FOREIGN):
-            while packet:
-                sent = self._channel.send(packet)
+            while piece:
+                sent = ssh_bulk.send(self._channel, piece)
                 if sent == 0:
                     return False
-                packet = packet[sent:]
+                piece = piece[sent:]
             return True
         return False
 
@@ -316,7 +304,7 @@ class SshHost:
         with _border(self.name, end.place, silence), ExitStack() as undo:
             carrier = self._carrier(end, limit)
             undo.callback(carrier.close)
-            transport = _Transport(cast("socket.socket", carrier))
+            transport = _Transport(cast("socket.socket", carrier), packetizer_class=ssh_bulk.Sealer)
             undo.callback(transport.close)
             entries = ssh_trust.known(end)
             _limit(self.name, end, transport, entries)

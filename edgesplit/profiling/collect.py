@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from edgesplit.broadcast.archive import runner_archive, with_code
 from edgesplit.errors import CommandFailed, HostError
 from edgesplit.fleet import Fleet, HostProfile, LinkProfile
+from edgesplit.hosts.commands import NO_PROGRAM
 from edgesplit.hosts.fanout import survey
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import HostSpec, Inventory
@@ -60,7 +61,7 @@ def _measure(
     try:
         text = host.run(command, stdin=with_code(runner_archive(), code), timeout=MEASURE_SECONDS)
     except CommandFailed as error:
-        if error.status not in (126, 127):  # as sh says that a program cannot be run, or is not there
+        if error.status not in NO_PROGRAM:
             raise
         return f"there is no Python {spec.interpreter} that can be run"
     try:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgesplit.errors import CommandFailed, HostError
+from edgesplit.hosts.commands import NO_PROGRAM
 from edgesplit.inventory import HostSpec
 from edgesplit.units import format_size, format_time
 from edgesplit.values import Value
@@ -18,7 +19,6 @@ OLDEST = (3, 10)  # Python that the runner is written for
 LITTLE = 2**28  # bytes of disk: less holds no block of any useful model
 APART = 5.0  # seconds that a clock may be wrong before logs of several hosts cannot be read side by side
 TOO_EARLY = 365 * 86400.0  # seconds before which certificates of a deployment are not valid yet (authority.SKEW)
-_NO_PROGRAM = (126, 127)  # as sh says that a program cannot be run, or is not there
 
 
 class Finding(Value):
@@ -50,7 +50,7 @@ def clock(host: float, before: float, after: float) -> Finding:
 
 def no_python(spec: HostSpec, error: CommandFailed) -> Finding:
     said = error.stderr.strip().splitlines()
-    found = "none that can be run" if error.status in _NO_PROGRAM or not said else said[-1]
+    found = "none that can be run" if error.status in NO_PROGRAM or not said else said[-1]
     return Finding(subject="python", ok=False, found=f"{spec.interpreter}: {found}", do=_INSTALL_PYTHON)
 
 

@@ -6,6 +6,8 @@
     probe    read this host's spare capacity, print JSON
     listen   answer one link measurement
     call     measure the link to a listening host, print JSON
+    receive  take files from standard input
+    tidy     remove files that are of no more use, print JSON
     examine  what this host has and lacks, print JSON
     meet     which other hosts are reached from here while they meet too, print JSON
 
@@ -39,13 +41,18 @@ def main(arguments: list[str] | None = None) -> int:
     control = verbs.add_parser("control")
     control.add_argument("--wait", type=float, default=0.0)
     control.add_argument("--timeout", type=float, required=True)
-    for name in ("measure", "probe", "listen", "call", "examine", "meet"):
+    for name in ("measure", "probe", "listen", "call", "examine", "meet", "receive", "tidy"):
         verbs.add_parser(name).add_argument("arguments", type=json.loads, nargs="?", default={})
     options = parser.parse_args(arguments)
     if options.verb == "serve":
         return _serve(options)
     if options.verb == "control":
         return _control(options.wait, options.timeout)
+    if options.verb == "receive":
+        from .arrivals import receive
+
+        with open(0, "rb", buffering=0, closefd=False) as source:
+            return receive(options.arguments, source)
     print(json.dumps(_measurement(options.verb)(options.arguments)))
     return 0
 
@@ -55,6 +62,10 @@ def _measurement(verb: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         from .measure import measure
 
         return measure
+    if verb == "tidy":
+        from .arrivals import tidy
+
+        return tidy
     if verb in ("examine", "meet"):
         from . import doctor
 

@@ -30,10 +30,12 @@ from edgesplit.errors import (
     LoginError,
     Unreachable,
 )
+from edgesplit.hosts import ssh_bulk
 from edgesplit.hosts.commands import Command
 from edgesplit.hosts.fanout import connect, each, survey
 from edgesplit.hosts.host import Host, LocalHost
-from edgesplit.hosts.ssh import PACKET, SESSIONS, SshHost, _packets
+from edgesplit.hosts.ssh import SESSIONS, SshHost
+from edgesplit.hosts.ssh_bulk import BATCH, PACKET
 from edgesplit.inventory import Inventory, SshTarget
 
 MB = 1_000_000
@@ -211,19 +213,21 @@ def test_dial_where_nothing_listens(host: Host) -> None:
         host.dial(LOCALHOST, port)
 
 
+@pytest.mark.parametrize("sizes", [[], [0], [10], [PACKET], [PACKET - 1, 1, 1], [3 * BATCH + 5, 0, PACKET, 7]])
+def test_what_is_sent_goes_in_whole_packets(sizes: list[int]) -> None:
+    chunks = [os.urandom(size) for size in sizes]
+    pieces = [bytes(piece) for piece in ssh_bulk.pieces(chunks)]
+    assert b"".join(pieces) == b"".join(chunks)
+    assert all(len(piece) % PACKET == 0 for piece in pieces[:-1])
+    assert all(0 < len(piece) <= BATCH for piece in pieces)
+
+
 def test_a_local_command_is_killed_with_its_children(tmp_path: Path) -> None:
     with pytest.raises(Unreachable):
         LocalHost("pi").run(sh(f"mkfifo {tmp_path}/alive; sleep 5 > {tmp_path}/alive & wait"), timeout=0.3)
     assert stat.S_ISFIFO((tmp_path / "alive").stat().st_mode)
     with pytest.raises(OSError, match="No such device"):  # nobody has the other end open for reading
         os.open(tmp_path / "alive", os.O_WRONLY | os.O_NONBLOCK)
-
-
-def test_packets_are_full() -> None:
-    chunks = [b"a" * 10, b"", b"b" * PACKET, b"c" * (2 * PACKET), b"d"]
-    packets = list(_packets(chunks))
-    assert [len(packet) for packet in packets] == [PACKET, PACKET, PACKET, 11]
-    assert b"".join(packets) == b"".join(chunks)
 
 
 # --- what can be wrong with SSH ---------------------------------------------------------------------------------------
@@ -289,6 +293,18 @@ def test_the_kind_of_key_that_is_known_is_asked_for(sshd: SshdFactory) -> None:
     kind, blob, *_ = rsa.with_suffix(".pub").read_text().split()
     server.known_hosts.write_text(f"[{LOCALHOST}]:{server.port} {kind} {blob}\n")
     assert hear(server) == "heard\n"
+
+
+@pytest.mark.ssh
+@pytest.mark.parametrize("ciphers", ["aes128-gcm@openssh.com", "aes256-ctr"])
+def test_new_keys_are_agreed_on_in_mid_stream(sshd: SshdFactory, monkeypatch: pytest.MonkeyPatch, ciphers: str) -> None:
+    monkeypatch.setattr(ssh_bulk.Sealer, "REKEY_BYTES", MB)
+    with closing(SshHost("pi", sshd(Ciphers=ciphers).target())) as host:
+        host.run(sh("true"))
+        assert host._transport is not None
+        before = host._transport.packetizer._Packetizer__block_engine_out  # type: ignore[attr-defined]
+        assert host.run(sh("sha256sum"), BODY * 5).startswith(hashlib.sha256(BODY * 5).hexdigest())
+        assert host._transport.packetizer._Packetizer__block_engine_out is not before  # type: ignore[attr-defined]
 
 
 @pytest.mark.ssh

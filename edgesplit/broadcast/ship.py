@@ -1,0 +1,110 @@
+"""Bring files to one host: only what is missing, from the byte where the last attempt was cut, verified on arrival.
+
+Must not know: what the files are for, other hosts, when this happens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from edgesplit.broadcast.cargo import Thing
+from edgesplit.broadcast.remote import look_into, no_python
+from edgesplit.errors import CommandFailed, HostError, Unreachable
+from edgesplit.hosts import commands
+from edgesplit.hosts.host import Host
+from edgesplit.inventory import HostSpec
+
+PAUSES = (0.5, 1.0, 2.0)  # seconds before another attempt, while none brings anything over; then it is given up
+AT_ONCE = 200  # files per command: their names are words of it, and Linux takes 128 KiB of those
+SLOWEST = 125_000  # bytes per second that are borne: 1 Mbit/s
+
+
+@dataclass
+class Shipment:
+    """What one host is to be sent, and how far it got. `sent` is told how many bytes have just left."""
+
+    host: Host
+    spec: HostSpec
+    folder: str
+    archive: str  # the runner's, which receives the others
+    things: Sequence[Thing]
+    sent: Callable[[int], None]
+    parts: dict[str, int] = field(default_factory=dict)  # path -> bytes that are there already
+
+    def carry_out(self) -> None:
+        """Raises HostError."""
+        pauses = iter(PAUSES)
+        while True:
+            try:
+                self._send()
+                return
+            except (Unreachable, CommandFailed) as error:
+                before = self._there()
+                pause = next(pauses, None)
+                if pause is None or not self._may_pass(error):
+                    raise
+                time.sleep(pause)
+            if self._look() > before:
+                pauses = iter(PAUSES)
+
+    def _may_pass(self, error: HostError) -> bool:
+        if not isinstance(error, CommandFailed):
+            return True
+        begun = any(self.parts.get(thing.path) for thing in self.things)
+        return error.status == commands.CUT or (error.status == commands.DAMAGED and begun)
+
+    def _there(self) -> int:
+        return sum(self.parts.get(thing.path, 0) - thing.size for thing in self.things)
+
+    def _look(self) -> int:
+        """What is still to be sent, as the host sees it now. A host that cannot be asked has got nothing more."""
+        try:
+            _, files, self.parts = look_into(self.host, self.folder)
+        except Unreachable:
+            return self._there()
+        self.things = [thing for thing in self.things if thing.path not in files]
+        return self._there()
+
+    def _send(self) -> None:
+        rest = []
+        for thing in self.things:
+            if thing.path == self.archive:
+                command = commands.receive(f"{self.folder}/{thing.path}", thing.sha256)
+                self.host.run(command, self._counted(thing.chunks()), _patience(thing.size))
+            else:
+                rest.append(thing)
+        for at in range(0, len(rest), AT_ONCE):
+            self._send_all(rest[at : at + AT_ONCE])
+
+    def _send_all(self, things: Sequence[Thing]) -> None:
+        begun = [min(self.parts.get(thing.path, 0), thing.size) for thing in things]
+        files = [(thing.path, thing.sha256, thing.size, part) for thing, part in zip(things, begun, strict=True)]
+        command = commands.receive_all(self.spec.interpreter, self.folder, self.archive, files)
+        chunks = (chunk for thing, part in zip(things, begun, strict=True) for chunk in _from(part, thing.chunks()))
+        size = sum(thing.size for thing in things) - sum(begun)
+        try:
+            self.host.run(command, self._counted(chunks), _patience(size))
+        except CommandFailed as error:
+            if error.status not in commands.NO_PROGRAM:
+                raise
+            raise no_python(self.host, self.spec) from error
+
+    def _counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+            self.sent(len(chunk))
+
+
+def _from(offset: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes without the first `offset`."""
+    for chunk in chunks:
+        if offset < len(chunk):
+            yield chunk[offset:] if offset else chunk
+        offset = max(0, offset - len(chunk))
+
+
+def _patience(size: int) -> float:
+    """Seconds that so many bytes may take."""
+    return 60 + size / SLOWEST
