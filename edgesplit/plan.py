@@ -34,6 +34,7 @@ class Api(Value):
 
     address: str = "127.0.0.1"
     port: Port = 8080
+    deadline: Time | None = None  # of one request; None: as long as it likes
 
 
 class Workload(Value):

@@ -98,7 +98,7 @@ class Rig:
     def submit(self, prompt: Sequence[int], count: int, sampling: Sampling | None = None) -> Answer:
         answer = Answer()
         request = Request(tuple(prompt), count, sampling or Sampling(), frozenset(), answer.emit)
-        answer.number = self.in_worker(lambda: self.entry.submit(request))
+        (answer.number,) = self.in_worker(lambda: self.entry.submit(request))
         return answer
 
     def state(self, host: str, epoch: int) -> str:

@@ -6,6 +6,7 @@ Must not know: which host has what already, how things travel.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -100,6 +101,7 @@ class Cargo:
                 max_context=plan.workload.max_context,
                 prefill_chunk=plan.prefill_chunk,
                 decode_batch=plan.decode_batch,
+                deadline=math.ceil(plan.api.deadline or 0),
             ),
             split=target.model_dump(mode="json"),
             trust_remote_code=plan.model.trust_remote_code,

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from edgesplit.cli import check, deploy, down, generate, lab, plan, profile, status, unlock, watch
+from edgesplit.cli import chat, check, deploy, down, generate, lab, plan, profile, status, unlock, watch
 from edgesplit.errors import EdgesplitError
 
 
@@ -86,6 +86,7 @@ app.command("plan", epilog="Example: edgesplit plan plans/demo.yaml --json | jq 
 app.command("deploy", epilog="Example: edgesplit deploy plans/demo.yaml -y")(deploy.run)
 app.command("status", epilog="Example: edgesplit status plans/demo.yaml")(status.run)
 app.command("generate", epilog="Example: edgesplit generate plans/demo.yaml 'A stage is' --max-tokens 40")(generate.run)
+app.command("chat", epilog="Example: edgesplit chat plans/demo.yaml --system 'Answer briefly.'")(chat.run)
 app.command("watch", epilog="Example: edgesplit watch plans/demo.yaml --json >> events.jsonl")(watch.run)
 app.command("down", epilog="Example: edgesplit down plans/demo.yaml -y")(down.run)
 app.command("unlock", epilog="Example: edgesplit unlock plans/demo.yaml")(unlock.run)

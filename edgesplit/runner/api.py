@@ -1,4 +1,5 @@
-"""The entry's OpenAI-compatible HTTP API: /v1/models, /v1/completions, /v1/chat/completions, /v1/embeddings, /healthz.
+"""The entry's OpenAI-compatible HTTP API: /v1/models, /v1/completions, /v1/chat/completions, /v1/embeddings; /healthz,
+and /metrics for Prometheus.
 
 Runs uvicorn in a thread of its own; hands requests to the worker and takes tokens from it. What it takes from an epoch
 (limits, tokenizer, defaults) is a Front, exchanged as a whole when an epoch takes over.
@@ -11,13 +12,12 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import socket
 import threading
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -26,36 +26,37 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from .answers import Answer, Choice
 from .embeddings import CUT_SHORT, encode, read_input, reply
 from .entry import Entry, Overloaded, Request
-from .front import Front, Inputs
-from .text import Detokenizer
-from .wishes import BadRequest, Wish, read_wish
+from .front import Front
+from .metrics import Meter, Observed
+from .sampling import Scored
+from .wishes import MAX_CHOICES, BadRequest, read_wish, several
 from .worker import Worker
 
 PATIENCE = 300.0  # seconds without a token after which a request is given up
 MAX_BODY = 4 * 2**20  # bytes
 MAX_BODY_IMAGES = 32 * 2**20  # with images in it, which base64 makes a third longer
+STALLED = 30.0  # seconds without a token, though sequences run, after which the entry is not ready
 HEALTHY = 10.0  # seconds a health check waits for the worker
 GRACE = 2  # seconds answers under way have when the API closes
 log = logging.getLogger("runner")
+Events = asyncio.Queue[tuple[int, int | None, str | None, Scored | None]]  # index of the choice, and what emit() gets
 
 
-@dataclass
-class Answer:
-    """One request on its way: what the worker says arrives in `events`, on the server's loop."""
+class Failed(RuntimeError):
+    """The answer ends here, with an HTTP status and an error of OpenAI's kind."""
 
-    front: Front
-    wish: Wish
-    prompt: tuple[int, ...]
-    inputs: Inputs
-    events: asyncio.Queue[tuple[int | None, str | None, float | None]] = field(default_factory=asyncio.Queue)
-    number: int = 0
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float | None] = field(default_factory=list)
-    told: int = 0  # tokens whose log-probabilities were given out
-    name: str = ""
-    created: int = field(default_factory=lambda: int(time.time()))
+    def __init__(self, message: str, status: int, kind: str = "server_error", param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.param = status, kind, param
+
+
+_FAILED = {  # why a sequence ended that gave no answer
+    "error": Failed("the model's logits are no numbers", 500),
+    "misfit": Failed("the images do not fit the text around them", 400, "invalid_request_error", "messages"),
+}
 
 
 class Api:
@@ -65,6 +66,8 @@ class Api:
         self.front = front
         self.place = (front.service.address, front.service.port)
         self._entry, self._worker, self._deployment = entry, worker, deployment
+        self._meter = Meter(entry.report)
+        entry.turned = self._meter.turned
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -77,8 +80,10 @@ class Api:
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/healthz", self._health),
+            Route("/metrics", self._metrics),
         ]
-        app = Starlette(routes=routes, exception_handlers={BadRequest: _bad, Overloaded: _overloaded})
+        handlers: Any = {BadRequest: self._bad, Overloaded: self._overloaded, Failed: self._failed}
+        app = Starlette(routes=routes, exception_handlers=handlers)
         config = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=GRACE)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([sock],), name="api", daemon=True)
@@ -90,7 +95,24 @@ class Api:
             self._server.should_exit = True
             self._thread.join(timeout=2 * GRACE)
 
+    # --- errors ---
+
+    async def _bad(self, _: HttpRequest, error: BadRequest) -> Response:
+        self._meter.refused("refused")
+        return JSONResponse(_object(error, "invalid_request_error", error.param), 400)
+
+    async def _overloaded(self, _: HttpRequest, error: Overloaded) -> Response:
+        self._meter.refused("overloaded")
+        wait = str(max(1, math.ceil(error.seconds)))
+        return JSONResponse(_object(error, "rate_limit_error"), 429, headers={"Retry-After": wait})
+
+    async def _failed(self, _: HttpRequest, error: Failed) -> Response:
+        return JSONResponse(_object(error, error.kind, error.param), error.status)
+
     # --- routes ---
+
+    async def _metrics(self, _: HttpRequest) -> Response:
+        return Response(self._meter.text(), media_type="text/plain; version=0.0.4")
 
     async def _models(self, _: HttpRequest) -> Response:
         model = {"id": self.front.service.model, "object": "model", "created": 0, "owned_by": self._deployment}
@@ -101,22 +123,21 @@ class Api:
             report = await asyncio.wait_for(asyncio.wrap_future(self._worker.call(self._entry.report)), HEALTHY)
         except asyncio.TimeoutError:
             return JSONResponse({"status": "stuck", **self._entry.report(), "serving": False}, 503)
-        serving = bool(report["serving"])
-        return JSONResponse({"status": "ok" if serving else "waiting", **report}, 200 if serving else 503)
+        if not report["serving"]:
+            status = "waiting"
+        else:
+            status = "stalled" if report["running"] and (report["idle_s"] or 0) > STALLED else "ok"
+        return JSONResponse({"status": status, **report}, 200 if status == "ok" else 503)
 
     async def _completions(self, http: HttpRequest) -> Response:
         body, front = await _body(http), self.front
         front.check_kind(encoder=False)
-        prompt = body.get("prompt")
-        if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
-            prompt = prompt[0]
-        if isinstance(prompt, str):
-            ids = front.encoded(prompt)
-        elif isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
-            ids = prompt
-        else:
-            raise BadRequest("prompt must be a string or a list of token ids (one prompt per request)", "prompt")
-        return await self._respond(http, _answer(front, body, ids, {}, chat=False))
+        prompts = several(body.get("prompt"), "prompt")
+        read = [front.checked(front.encoded(text) if isinstance(text, str) else text) for text in prompts]
+        wish = read_wish(body, front.base, front.service, max(map(len, read)), chat=False)
+        if len(read) * wish.n > MAX_CHOICES:
+            raise BadRequest(f"{len(read)} prompts with {wish.n} choices each are more than {MAX_CHOICES}", "prompt")
+        return await self._respond(http, Answer.to(front, wish, read, {}))
 
     async def _chat(self, http: HttpRequest) -> Response:
         front = self.front
@@ -132,7 +153,8 @@ class Api:
             ids, inputs = front.chat(messages, tools)
         else:  # images take their time, and others wait for their tokens
             ids, inputs = await asyncio.to_thread(front.chat, messages, tools)
-        return await self._respond(http, _answer(front, body, ids, inputs, chat=True))
+        wish = read_wish(body, front.base, front.service, len(ids), chat=True)
+        return await self._respond(http, Answer.to(front, wish, [front.checked(ids, inputs)], inputs))
 
     async def _embeddings(self, http: HttpRequest) -> Response:
         front = self.front
@@ -145,119 +167,95 @@ class Api:
         try:
             hidden = await asyncio.wait_for(encode(given, front, self._entry, self._worker), PATIENCE)
         except asyncio.TimeoutError:  # not the builtin TimeoutError before Python 3.11
-            return _error(CUT_SHORT, "server_error", 504)
+            raise Failed(CUT_SHORT, 504) from None
         return JSONResponse(reply(body, front, hidden))
 
     async def _respond(self, http: HttpRequest, answer: Answer) -> Response:
-        await self._submit(answer)
+        observed = self._meter.request()
+        events = await self._submit(answer)
         if answer.wish.stream:
-            return StreamingResponse(self._stream(answer), media_type="text/event-stream")
-        return await self._whole(http, answer)
+            return StreamingResponse(self._stream(answer, events, observed), media_type="text/event-stream")
+        return await self._whole(http, answer, events, observed)
 
     # --- a request ---
 
-    async def _submit(self, answer: Answer) -> None:
-        loop = asyncio.get_running_loop()
-
-        def emit(token: int | None, end: str | None, logprob: float | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the server's loop has closed
-                loop.call_soon_threadsafe(answer.events.put_nowait, (token, end, logprob))
-
+    async def _submit(self, answer: Answer) -> Events:
+        loop, events = asyncio.get_running_loop(), Events()
         wish = answer.wish
         stops = frozenset() if wish.ignore_eos else answer.front.stops
-        request = Request(answer.prompt, wish.max_tokens, wish.sampling, stops, emit, wish.logprobs, answer.inputs)
-        future: Future[int] = self._worker.call(lambda: self._entry.submit(request))
-        answer.number = await asyncio.wrap_future(future)
 
-    async def _pieces(self, answer: Answer) -> AsyncGenerator[tuple[str, str | None], None]:
-        """(text, None) as it becomes certain, then ("", why it ended). Leaving early cancels the sequence."""
-        text = Detokenizer(answer.front.tokenizer, answer.wish.stop)
-        done = False
+        def emit(index: int, token: int | None, end: str | None, scores: Scored | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the server's loop has closed
+                loop.call_soon_threadsafe(events.put_nowait, (index, token, end, scores))
+
+        requests = [
+            Request(
+                choice.prompt, wish.max_tokens, choice.sampling, stops, partial(emit, choice.index), wish.logprobs,
+                answer.inputs,
+            )
+            for choice in answer.choices
+        ]  # fmt: skip
+        numbers = await asyncio.wrap_future(self._worker.call(lambda: self._entry.submit(*requests)))
+        for choice, number in zip(answer.choices, numbers, strict=True):
+            choice.number = number
+        return events
+
+    async def _pieces(
+        self, answer: Answer, events: Events, observed: Observed
+    ) -> AsyncGenerator[tuple[Choice, str], None]:
+        """(choice, text) as it becomes certain. Leaving early cancels what is under way. Raises Failed."""
+        left = {choice.index: choice for choice in answer.choices}
+        seconds = answer.front.service.deadline or math.inf
+        deadline = time.monotonic() + seconds
         try:
-            while not done:
-                token, end, logprob = await asyncio.wait_for(answer.events.get(), PATIENCE)
-                if token is None:
-                    done = True
-                    yield text.end(), None
-                    yield "", "stop" if text.stopped else end
-                    return
-                answer.tokens.append(token)
-                answer.logprobs.append(logprob)
-                yield text.add(token), None
-                if text.stopped:
-                    yield "", "stop"
-                    return
+            while left:
+                patience = min(PATIENCE, deadline - time.monotonic())
+                index, token, end, scores = await asyncio.wait_for(events.get(), patience)
+                choice = left.get(index)
+                if choice is None:
+                    continue  # tokens behind a stop string
+                if token is not None:
+                    observed.token(index)
+                if end in _FAILED:
+                    raise _FAILED[end]
+                yield choice, choice.finish(end or "stop") if token is None else choice.add(token, scores)
+                if choice.end is not None:
+                    del left[index]
+                    self._worker.call(partial(self._entry.cancel, choice.number))
         except asyncio.TimeoutError:  # not the builtin TimeoutError before Python 3.11
-            yield "", "timeout"
+            if time.monotonic() >= deadline:
+                raise Failed(f"not done within {seconds:g} s, the plan's api.deadline", 504) from None
+            raise Failed(f"no token for {PATIENCE:g} s; the ring is down", 504) from None
         finally:
-            if not done:
-                self._worker.call(lambda: self._entry.cancel(answer.number))
+            for choice in left.values():
+                self._worker.call(partial(self._entry.cancel, choice.number))
 
-    async def _whole(self, http: HttpRequest, answer: Answer) -> Response:
-        parts: list[str] = []
-        end = None
-        async with contextlib.aclosing(self._pieces(answer)) as pieces:
-            async for text, why in pieces:
-                parts.append(text)
-                end = why
-                if await http.is_disconnected():
-                    return Response(status_code=499)  # nginx's code for a client that went
-        if end == "timeout":
-            return _error(f"no token for {PATIENCE:g} s; the ring is down", "server_error", 504)
-        if end == "error":
-            return _error("the model's logits are no numbers", "server_error", 500)
-        if end == "misfit":
-            return _error("the images do not fit the text around them", "invalid_request_error", 400, "messages")
-        return JSONResponse(self._object(answer, "".join(parts), end, whole=True))
+    async def _whole(self, http: HttpRequest, answer: Answer, events: Events, observed: Observed) -> Response:
+        texts = dict.fromkeys(range(len(answer.choices)), "")
+        with observed:
+            async with contextlib.aclosing(self._pieces(answer, events, observed)) as pieces:
+                async for choice, text in pieces:
+                    texts[choice.index] += text
+                    if await http.is_disconnected():
+                        return Response(status_code=499)  # nginx's code for a client that went
+            observed.answered(answer.usage()["prompt_tokens"])
+        return JSONResponse(answer.whole(texts))
 
-    async def _stream(self, answer: Answer) -> AsyncIterator[str]:
-        async with contextlib.aclosing(self._pieces(answer)) as pieces:
-            async for text, end in pieces:
-                if text or end or answer.wish.return_token_ids:
-                    yield f"data: {json.dumps(self._object(answer, text, end, whole=False))}\n\n"
-        if answer.wish.include_usage:
-            usage = {**self._object(answer, "", None, whole=False), "choices": [], "usage": self._usage(answer)}
-            yield f"data: {json.dumps(usage)}\n\n"
-        yield "data: [DONE]\n\n"
-
-    def _usage(self, answer: Answer) -> dict[str, int]:
-        prompt, new = len(answer.prompt), len(answer.tokens)
-        return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
-
-    def _object(self, answer: Answer, text: str, end: str | None, *, whole: bool) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": end, "logprobs": _logprobs(answer)}
-        if answer.wish.chat:
-            choice["message" if whole else "delta"] = {"role": "assistant", "content": text}
-        else:
-            choice["text"] = text
-        if answer.wish.return_token_ids and (whole or end is not None):
-            choice["token_ids"] = answer.tokens
-            choice["prompt_token_ids"] = list(answer.prompt)
-        kind = ("chat.completion" if whole else "chat.completion.chunk") if answer.wish.chat else "text_completion"
-        reply = {"id": answer.name, "object": kind, "created": answer.created, "model": answer.front.service.model}
-        reply["choices"] = [choice]
-        return {**reply, "usage": self._usage(answer)} if whole else reply
-
-
-def _answer(front: Front, body: dict[str, Any], ids: list[int], inputs: Inputs, *, chat: bool) -> Answer:
-    """What the request will get. Raises BadRequest."""
-    wish = read_wish(body, front.base, front.service, len(ids), chat=chat)
-    name = f"{'chat' if chat else ''}cmpl-{uuid.uuid4().hex}"
-    return Answer(front, wish, front.checked(ids, inputs), inputs, name=name)
-
-
-def _logprobs(answer: Answer) -> dict[str, Any] | None:
-    """Of the tokens since it was last asked, in the form of either API."""
-    if not answer.wish.logprobs:
-        return None
-    new = list(zip(answer.tokens, answer.logprobs, strict=True))[answer.told :]
-    answer.told = len(answer.tokens)
-    texts = [answer.front.tokenizer.decode([token]) for token, _ in new]
-    values = [value for _, value in new]
-    if not answer.wish.chat:
-        return {"tokens": texts, "token_logprobs": values}
-    pairs = zip(texts, values, strict=True)
-    return {"content": [{"token": text, "logprob": value, "top_logprobs": []} for text, value in pairs]}
+    async def _stream(self, answer: Answer, events: Events, observed: Observed) -> AsyncIterator[str]:
+        with observed:
+            try:
+                async with contextlib.aclosing(self._pieces(answer, events, observed)) as pieces:
+                    async for choice, text in pieces:
+                        if text or choice.end or answer.wish.return_token_ids:
+                            yield _event(answer.chunk(choice, text))
+            except Failed as error:
+                observed.outcome = "failed"
+                yield _event(_object(error, error.kind, error.param))
+                return
+            if answer.wish.include_usage:
+                yield _event(answer.last())
+            observed.answered(answer.usage()["prompt_tokens"])
+            yield "data: [DONE]\n\n"
 
 
 async def _body(http: HttpRequest, *, images: bool = False) -> dict[str, Any]:
@@ -275,15 +273,9 @@ async def _body(http: HttpRequest, *, images: bool = False) -> dict[str, Any]:
     return body
 
 
-def _error(message: str, kind: str, status: int, param: str | None = None) -> JSONResponse:
-    headers = {"Retry-After": "1"} if status == 429 else None
-    body = {"error": {"message": message, "type": kind, "param": param, "code": None}}
-    return JSONResponse(body, status, headers=headers)
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data)}\n\n"
 
 
-async def _bad(_: HttpRequest, error: Exception) -> Response:
-    return _error(str(error), "invalid_request_error", 400, getattr(error, "param", None))
-
-
-async def _overloaded(_: HttpRequest, error: Exception) -> Response:
-    return _error(str(error), "rate_limit_error", 429)
+def _object(error: Exception, kind: str, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": str(error), "type": kind, "param": param, "code": None}}

@@ -19,7 +19,7 @@ from .front import Front, Inputs
 from .images import Eyes
 from .sampling import Sampling
 from .tokens import ChatError
-from .wishes import BadRequest
+from .wishes import BadRequest, several
 from .worker import Worker
 
 MAX_TEXTS = 2048  # of one request, as OpenAI has it
@@ -40,7 +40,7 @@ def read_input(body: Mapping[str, Any], front: Front) -> Given:
         raise BadRequest(f"encoding_format is one of {', '.join(_FORMATS)}", "encoding_format")
     if front.eyes is not None:
         return _images(body.get("input"), front.eyes)
-    texts = _several(body.get("input"))
+    texts = several(body.get("input"), "input")
     if len(texts) > MAX_TEXTS:
         raise BadRequest(f"more than {MAX_TEXTS} texts", "input")
     read = [front.checked(front.encoded(text) if isinstance(text, str) else text) for text in texts]
@@ -58,19 +58,6 @@ def _images(value: Any, eyes: Eyes) -> Given:
         return [((), inputs) for inputs in eyes.read(parts)]
     except ChatError as error:
         raise BadRequest(str(error), "input") from error
-
-
-def _several(value: Any) -> list[Any]:
-    """One text or several, each a string or a list of token ids."""
-    if isinstance(value, str) or _is_ids(value):
-        return [value]
-    if isinstance(value, list) and value and all(isinstance(text, str) or _is_ids(text) for text in value):
-        return value
-    raise BadRequest("input must be a string, a list of token ids, or a list of these", "input")
-
-
-def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
 
 
 async def encode(given: Given, front: Front, entry: Entry, worker: Worker) -> list[torch.Tensor]:
@@ -97,12 +84,12 @@ async def _encode(ids: tuple[int, ...], inputs: Inputs, entry: Entry, worker: Wo
         with contextlib.suppress(RuntimeError):  # the server's loop has closed
             loop.call_soon_threadsafe(_give, done, result)
 
-    def ended(_token: int | None, end: str | None, _logprob: float | None) -> None:
+    def ended(_token: int | None, end: str | None, _: object) -> None:
         if end == "misfit":
             give(BadRequest("the image does not fit the model", "input"))
 
     request = Request(ids, 0, Sampling(), frozenset(), ended, inputs=inputs, encoded=give)
-    number = await asyncio.wrap_future(worker.call(lambda: entry.submit(request)))
+    (number,) = await asyncio.wrap_future(worker.call(lambda: entry.submit(request)))
     try:
         return await done
     finally:

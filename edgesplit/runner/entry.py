@@ -22,7 +22,7 @@ import torch
 
 from .catchup import CatchUp
 from .ring import RECENT, Ring, median
-from .sampling import Sampler, Sampling, logprob
+from .sampling import Sampler, Sampling, Scored, scored
 from .scheduler import Groups, Turn, Work, depth
 from .stage import Prompt
 from .state import State
@@ -34,23 +34,27 @@ log = logging.getLogger("runner")
 
 
 class Overloaded(RuntimeError):
-    """The queue is full."""
+    """The queue is full; in about `seconds` there is room."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 @dataclass
 class Request:
-    """`emit(token, end, logprob)`: called per token with end None, and its log-probability if `logprobs`; then once
-    with token None and why it ended: "stop", "length", "error" when its logits gave no token, or "misfit" when its
-    `inputs`, what belongs to the prompt's images, do not fit the prompt. `encoded`: takes the last hidden state, of
-    shape [T, width], in place of tokens.
+    """`emit(token, end, scored)`: called per token with end None, and its scores beside so many others as `logprobs`
+    says; then once with token None and why it ended: "stop", "length", "error" when its logits gave no token, or
+    "misfit" when its `inputs`, what belongs to the prompt's images, do not fit the prompt. `encoded`: takes the last
+    hidden state, of shape [T, width], in place of tokens.
     """
 
     prompt: tuple[int, ...]
     max_new: int
     sampling: Sampling
     stops: frozenset[int]
-    emit: Callable[[int | None, str | None, float | None], None]
-    logprobs: bool = False
+    emit: Callable[[int | None, str | None, Scored | None], None]
+    logprobs: int | None = None
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
     encoded: Callable[[torch.Tensor], None] | None = None
 
@@ -61,6 +65,7 @@ class Running:
     request: Request
     sampler: Sampler
     answer: list[int] = field(default_factory=list)
+    since: float = 0.0  # when it began, time.monotonic
     last: float = 0.0  # when the last token came, time.monotonic
     begun: float = 0.0  # when the step under way began, time.perf_counter
     read: int = 0  # tokens that the ring had before it served; what comes of those is no answer
@@ -81,19 +86,33 @@ class Entry:
         self._count = 0
         self._groups = Groups(1)
         self._times: deque[float] = deque(maxlen=RECENT)
+        self._lives: deque[float] = deque(maxlen=RECENT)  # of requests, in seconds
         self._laps = Laps(())
         self._next: CatchUp | None = None
+        self.turned: Callable[[float, tuple[Lap, ...]], None] | None = None  # told of each turn: seconds, and its laps
         self.tokens = 0
         self.last_token: float | None = None
 
-    def submit(self, request: Request) -> int:
-        """Queue a request; returns its sequence number. Raises Overloaded."""
-        if len(self._waiting) >= WAITING:
-            raise Overloaded(f"{len(self._waiting)} requests are waiting already")
-        self._count += 1
-        self._waiting.append(Running(self._count, request, Sampler(request.sampling)))
+    def submit(self, *requests: Request) -> list[int]:
+        """Queue requests, all or none; returns their sequence numbers. Raises Overloaded."""
+        if len(self._waiting) + len(requests) > WAITING + self._room:
+            raise Overloaded(f"{len(self._waiting)} requests are waiting already", self._wait())
+        queued = [Running(self._count + 1 + place, each, Sampler(each.sampling)) for place, each in enumerate(requests)]
+        self._count += len(queued)
+        self._waiting.extend(queued)
         self._admit()
-        return self._count
+        return [running.number for running in queued]
+
+    @property
+    def _room(self) -> int:
+        """Sequences that can begin at once."""
+        serves = self._ring is not None and self._ring.state is State.SERVING
+        return max(0, self._ring.manifest.service.concurrency - len(self._running)) if serves and self._ring else 0
+
+    def _wait(self) -> float:
+        """Seconds until the first of those that wait begins, as far as the recent ones tell."""
+        taken = median(self._lives) or 1.0
+        return taken / max(1, len(self._running))
 
     def cancel(self, number: int) -> None:
         """The client has gone: forget the sequence wherever it is."""
@@ -143,6 +162,7 @@ class Entry:
         while self._waiting and len(self._running) < ring.manifest.service.concurrency:
             running = self._waiting.popleft()
             self._running[running.number] = running
+            running.since = time.monotonic()
             self._prefill(running)
 
     def _prefill(self, running: Running, read: int = 0) -> None:
@@ -172,9 +192,7 @@ class Entry:
     def _sampled(self, work: Work[Any], logits: torch.Tensor) -> None:
         """`logits`: a row per sequence of the work."""
         if not work.prefill:
-            self._laps.add(
-                work, [self._running[turn.sequence].begun for turn in work.turns if turn.sequence in self._running]
-            )
+            self._measure(work)
         going = [turn.sequence for turn in work.turns if self._goes_on(turn, logits[turn.row])]
         if work.prefill:
             for sequence in going:
@@ -183,6 +201,14 @@ class Entry:
             self._groups.returned(turn.sequence for turn in work.turns)
             self._groups.back(going)
         self._step()
+
+    def _measure(self, work: Work[Any]) -> None:
+        begun = [self._running[turn.sequence].begun for turn in work.turns if turn.sequence in self._running]
+        if begun:  # else all of them were cancelled
+            seconds = time.perf_counter() - begun[0]
+            self._laps.add(seconds, work.laps)
+            if self.turned is not None:
+                self.turned(seconds, work.laps)
 
     def _step(self) -> None:
         """Send on their next step the groups whose turn it is."""
@@ -215,7 +241,8 @@ class Entry:
         self._clock(running)
         if token in request.stops:
             return self._finish(running, "stop")
-        request.emit(token, None, logprob(logits[-1], token) if request.logprobs else None)
+        count = request.logprobs
+        request.emit(token, None, None if count is None else scored(logits[-1], token, count))
         return len(running.answer) < request.max_new or self._finish(running, "length")
 
     def _clock(self, running: Running) -> None:
@@ -228,6 +255,7 @@ class Entry:
     def _finish(self, running: Running, end: str) -> bool:
         """It is over; it does not go on."""
         del self._running[running.number]
+        self._lives.append(time.monotonic() - running.since)
         self._forget(running.number)
         running.request.emit(None, end, None)
         self._admit()
@@ -241,6 +269,8 @@ class Entry:
             "waiting": len(self._waiting),
             "tokens": self.tokens,
             "time_per_token_s": median(self._times),
+            "epoch": self._ring.epoch if self._ring is not None else 0,
+            "groups": self._laps.depth,
             "turn": self._laps.report(),
             "idle_s": None if self.last_token is None else time.monotonic() - self.last_token,
         }
@@ -254,11 +284,9 @@ class Laps:
         self._recent: deque[tuple[float, tuple[Lap, ...]]] = deque(maxlen=RECENT)
         self.depth = max(1, len(set(hosts)))
 
-    def add(self, work: Work[Any], begun: list[float]) -> None:
-        """A step that began then is back. Those of cancelled sequences alone tell nothing."""
-        if not begun or len(work.laps) != len(self._hosts):
-            return
-        self._recent.append((time.perf_counter() - begun[0], work.laps))
+    def add(self, seconds: float, laps: tuple[Lap, ...]) -> None:
+        """One step, from its beginning to its return."""
+        self._recent.append((seconds, laps))
         recent = list(self._recent)[-16:]
         self.depth = round(statistics.median(depth(laps, self._hosts, whole) for whole, laps in recent))
 
@@ -278,5 +306,4 @@ class Laps:
             "whole_s": statistics.median(whole for whole, _ in recent),
             "wire_s": statistics.median(whole - sum(map(sum, laps)) / 1e6 for whole, laps in recent),
             "stages": stages,
-            "depth": self.depth,
         }

@@ -51,6 +51,7 @@ class Service:
     max_context: int
     prefill_chunk: int
     decode_batch: int
+    deadline: int = 0  # seconds a request may take; 0: as long as it likes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from .probe import probe
 
-PACKAGES = ("torch", "transformers", "safetensors", "cryptography", "starlette", "uvicorn")
+PACKAGES = ("torch", "transformers", "safetensors", "cryptography", "starlette", "uvicorn", "prometheus_client")
 CODE = "code"  # beside this module, in the archive: own code of a checkpoint that the plan trusts
 ROUNDS = 25  # rounds of forwards timed at most; the medians count
 BUDGET = 4.0  # seconds after which no further round begins, so that a slow host is not held up

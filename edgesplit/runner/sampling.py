@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
@@ -32,6 +32,9 @@ class Sampling:
     typical_p: float = 1.0
     no_repeat_ngram_size: int = 0
     min_new_tokens: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     max_new: int = 0
     rest: GenerationConfig | None = None
@@ -100,9 +103,17 @@ def stop_tokens(config: GenerationConfig) -> frozenset[int]:
     return frozenset(map(int, ends if isinstance(ends, Iterable) else [ends]))
 
 
-def logprob(logits: torch.Tensor, token: int) -> float:
-    """The model's own log-probability of a token, before any sampling."""
-    return float(logits.detach().cpu().to(torch.float32).log_softmax(-1)[token])
+class Scored(NamedTuple):
+    """The model's own log-probability of a token, before any sampling, and of the likeliest ones: (token, it)."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def scored(logits: torch.Tensor, token: int, count: int) -> Scored:
+    values = logits.detach().cpu().to(torch.float32).log_softmax(-1)
+    best = values.topk(min(count, values.shape[0]))
+    return Scored(float(values[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
 
 
 class Sampler:
@@ -117,6 +128,7 @@ class Sampler:
         else:
             self._generator.manual_seed(sampling.seed)
         self._steps: LogitsProcessorList | None = None
+        self._prompt = 0
 
     def pick(self, logits: torch.Tensor, tokens: list[int]) -> int:
         """`logits`: [vocabulary]; `tokens`: all ids so far, the first time the prompt alone, later with the answer.
@@ -126,7 +138,9 @@ class Sampler:
         scores = logits.detach().cpu().to(torch.float32).unsqueeze(0)
         try:
             if self._steps is None:
+                self._prompt = len(tokens)
                 self._steps = self._sampling.processors(tokens, scores.shape[-1])
+            scores = self._biased(scores, tokens[self._prompt :])
             if self._steps:
                 scores = self._steps(torch.tensor([tokens]), scores.clone())
         except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -134,3 +148,15 @@ class Sampler:
         if self.greedy:
             return int(scores.argmax(-1))
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+
+    def _biased(self, scores: torch.Tensor, answer: list[int]) -> torch.Tensor:
+        """What OpenAI's API knows and `generate` does not: https://platform.openai.com/docs/api-reference (penalties on
+        what was answered so far, and a bias per token), before all else."""
+        rules = self._sampling
+        if answer and (rules.presence_penalty or rules.frequency_penalty):
+            counts = torch.bincount(torch.tensor(answer), minlength=scores.shape[-1])
+            scores = scores - rules.presence_penalty * (counts > 0) - rules.frequency_penalty * counts
+        if rules.logit_bias:
+            tokens, bias = zip(*rules.logit_bias, strict=True)
+            scores = scores.index_add(1, torch.tensor(tokens), torch.tensor([bias]))
+        return scores

@@ -14,15 +14,13 @@ from .sampling import Sampling
 
 # Tokens of an answer where neither the request nor the checkpoint says; OpenAI's own 16 surprises everybody.
 DEFAULT_MAX_TOKENS = 128
+MAX_CHOICES = 64  # of one request
+MAX_TOP = 20  # alternatives whose log-probabilities are told, as OpenAI has it
 # What OpenAI's API has and this one has not, and the values that ask for nothing.
 _ABSENT: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "logit_bias": (None, {}),
     "response_format": (None, {"type": "text"}),
 }
 
@@ -37,13 +35,16 @@ class BadRequest(ValueError):
 
 @dataclass(frozen=True)
 class Wish:
+    """`n`: choices per prompt. `logprobs`: None, or how many alternatives to the token chosen are told."""
+
     chat: bool
+    n: int
     stream: bool
     include_usage: bool
     max_tokens: int
     stop: tuple[str, ...]
     sampling: Sampling
-    logprobs: bool  # of the tokens chosen
+    logprobs: int | None
     return_token_ids: bool  # an extension, as vLLM has it
     ignore_eos: bool  # likewise
 
@@ -73,12 +74,13 @@ def read_wish(body: Mapping[str, Any], base: Sampling, service: Service, prompt:
     max_tokens = asked or min(_usual(base, prompt), room)
     return Wish(
         chat=chat,
+        n=_count(body, "n", 1, 1, MAX_CHOICES),
         stream=_flag(body, "stream"),
         include_usage=isinstance(options, Mapping) and bool(options.get("include_usage")),
         max_tokens=max_tokens,
         stop=_stops(_usual_stops(base) if body.get("stop") is None else body["stop"]),
         sampling=replace(_sampling(body, base), max_new=max_tokens),
-        logprobs=_logprobs(body),
+        logprobs=_logprobs(body, chat=chat),
         return_token_ids=_flag(body, "return_token_ids"),
         ignore_eos=_flag(body, "ignore_eos"),
     )
@@ -102,12 +104,15 @@ def _flag(body: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _logprobs(body: Mapping[str, Any]) -> bool:
-    """Completions ask with a number of alternatives (0 and 1 are answered alike), chats with true."""
-    value = body.get("logprobs")
-    if value not in (None, False, True, 0, 1) or body.get("top_logprobs") not in (None, 0):
-        raise BadRequest("logprobs are given of the chosen token only: true, 0 or 1, without top_logprobs", "logprobs")
-    return value is not None and value is not False
+def _logprobs(body: Mapping[str, Any], *, chat: bool) -> int | None:
+    """Completions ask with a number of alternatives, chats with true and a number beside it."""
+    if not chat and type(body.get("logprobs")) is int:
+        return _count(body, "logprobs", 0, 0, MAX_TOP)
+    if not _flag(body, "logprobs"):
+        if body.get("top_logprobs"):
+            raise BadRequest("top_logprobs needs logprobs", "top_logprobs")
+        return None
+    return _count(body, "top_logprobs", 0, 0, MAX_TOP)
 
 
 def _stops(value: Any) -> tuple[str, ...]:
@@ -126,13 +131,24 @@ def _number(body: Mapping[str, Any], name: str, default: float, low: float, high
     return float(value)
 
 
-def _whole(body: Mapping[str, Any], name: str, default: int) -> int:
+def _count(body: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
     value = body.get(name)
     if value is None:
         return default
-    if type(value) is not int or not 0 <= value <= 1_000_000:
-        raise BadRequest(f"{name} must be a whole number from 0 to 1000000", name)
+    if type(value) is not int or not low <= value <= high:
+        raise BadRequest(f"{name} must be a whole number from {low} to {high}", name)
     return value
+
+
+def _bias(body: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+    value = body.get("logit_bias") or {}
+    try:
+        pairs = [(int(token), float(bias)) for token, bias in value.items()]
+    except (AttributeError, TypeError, ValueError):
+        pairs = [(-1, 0.0)]
+    if not all(token >= 0 and -100 <= bias <= 100 for token, bias in pairs):
+        raise BadRequest("logit_bias must map token ids to numbers from -100 to 100", "logit_bias")
+    return tuple(pairs)
 
 
 def _sampling(body: Mapping[str, Any], base: Sampling) -> Sampling:
@@ -143,11 +159,27 @@ def _sampling(body: Mapping[str, Any], base: Sampling) -> Sampling:
         base,
         temperature=_number(body, "temperature", base.temperature, 0, 2),
         top_p=_number(body, "top_p", base.top_p, 0.000001, 1),
-        top_k=_whole(body, "top_k", base.top_k),
+        top_k=_count(body, "top_k", base.top_k, 0, 1_000_000),
         repetition_penalty=_number(body, "repetition_penalty", base.repetition_penalty, 0.01, 100),
         min_p=_number(body, "min_p", base.min_p, 0, 1),
         typical_p=_number(body, "typical_p", base.typical_p, 0.000001, 1),
-        no_repeat_ngram_size=_whole(body, "no_repeat_ngram_size", base.no_repeat_ngram_size),
-        min_new_tokens=_whole(body, "min_tokens", base.min_new_tokens),
+        no_repeat_ngram_size=_count(body, "no_repeat_ngram_size", base.no_repeat_ngram_size, 0, 1_000_000),
+        min_new_tokens=_count(body, "min_tokens", base.min_new_tokens, 0, 1_000_000),
+        presence_penalty=_number(body, "presence_penalty", 0.0, -2, 2),
+        frequency_penalty=_number(body, "frequency_penalty", 0.0, -2, 2),
+        logit_bias=_bias(body),
         seed=None if seed is None else seed % 2**63,
     )
+
+
+def several(value: Any, name: str) -> list[Any]:
+    """One text or several, each a string or a list of token ids."""
+    if isinstance(value, str) or _is_ids(value):
+        return [value]
+    if isinstance(value, list) and value and all(isinstance(text, str) or _is_ids(text) for text in value):
+        return value
+    raise BadRequest(f"{name} must be a string, a list of token ids, or a list of these", name)
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import threading
@@ -16,6 +17,8 @@ import torch
 from conftest import LOCALHOST
 from links import eventually, no_thread_left
 from models import make_checkpoint, tokenizer
+from openai import BadRequestError, NotFoundError, OpenAI
+from prometheus_client.parser import text_string_to_metric_families
 from rings import Rig, ship
 from transformers import AutoModelForCausalLM
 
@@ -163,7 +166,94 @@ def test_logprobs_of_the_tokens_given(client: Client) -> None:
     assert [value for part in streamed for value in part["token_logprobs"]] == told["token_logprobs"]
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "logprobs": True, "ignore_eos": True}
     content = client.json("/v1/chat/completions", body)[1]["choices"][0]["logprobs"]["content"]
-    assert [set(item) for item in content] == [{"token", "logprob", "top_logprobs"}] * 2
+    assert [set(item) for item in content] == [{"token", "logprob", "bytes", "top_logprobs"}] * 2
+
+
+def test_logprobs_of_the_tokens_that_nearly_were(client: Client) -> None:
+    told = client.complete(logprobs=3)["choices"][0]["logprobs"]
+    for chosen, value, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
+        assert top[chosen] == value == max(top.values())  # greedy
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "logprobs": True, "top_logprobs": 3}
+    content = client.json("/v1/chat/completions", body)[1]["choices"][0]["logprobs"]["content"]
+    assert all(len(item["top_logprobs"]) == 3 for item in content)
+
+
+def test_several_prompts_and_several_choices(client: Client, expected: list[int]) -> None:
+    prompts = [PROMPT, PROMPT[:3]]
+    one = [client.complete(prompt=prompt, return_token_ids=True) for prompt in prompts]
+    both = client.complete(prompt=prompts, n=2, return_token_ids=True)
+    assert [choice["index"] for choice in both["choices"]] == [0, 1, 2, 3]
+    wanted = [answer["choices"][0]["token_ids"] for answer in one]
+    assert [choice["token_ids"] for choice in both["choices"]] == [wanted[0], wanted[0], wanted[1], wanted[1]]
+    assert wanted[0] == expected
+    assert both["usage"] == {"prompt_tokens": 8, "completion_tokens": 4 * COUNT, "total_tokens": 8 + 4 * COUNT}
+    pieces: dict[int, str] = {}
+    for chunk in client.stream(prompt=prompts, n=2):
+        (choice,) = chunk["choices"]
+        pieces[choice["index"]] = pieces.get(choice["index"], "") + choice["text"]
+    assert [pieces[choice["index"]] for choice in both["choices"]] == [choice["text"] for choice in both["choices"]]
+
+
+def test_choices_with_a_seed_differ_and_repeat(client: Client) -> None:
+    first, again = (
+        [choice["text"] for choice in client.complete(temperature=1.5, seed=1, n=3)["choices"]] for _ in range(2)
+    )
+    assert first == again
+    assert len(set(first)) == 3
+    assert first[0] == client.complete(temperature=1.5, seed=1)["choices"][0]["text"]
+
+
+def test_penalties_and_bias_change_the_answer(client: Client) -> None:
+    def tokens(**more: Any) -> list[int]:
+        return list(client.complete(return_token_ids=True, max_tokens=40, **more)["choices"][0]["token_ids"])
+
+    plain = tokens()
+    assert tokens(logit_bias={"77": 100}) == [77] * 40
+    assert 77 not in tokens(logit_bias={str(token): -100 for token in set(plain)} | {"77": -100})
+    assert len(set(tokens(frequency_penalty=2, presence_penalty=2))) > len(set(plain))
+
+
+def test_the_official_client(client: Client) -> None:
+    api = OpenAI(base_url=f"http://{LOCALHOST}:{client.rig.api}/v1", api_key="none", max_retries=0)
+    with contextlib.closing(api):
+        assert [model.id for model in api.models.list()] == ["tiny"]
+        messages: Any = [{"role": "user", "content": "hi"}]
+        whole = api.chat.completions.create(model="tiny", messages=messages, max_tokens=COUNT, temperature=0, n=2)
+        stream = api.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=COUNT, temperature=0, stream=True,
+            stream_options={"include_usage": True}, logprobs=True, top_logprobs=2,
+        )  # fmt: skip
+        chunks = list(stream)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert [choice.message.content for choice in whole.choices] == [text, text]
+        assert chunks[-1].usage is not None
+        assert api.completions.create(model="tiny", prompt="x", max_tokens=3, echo=False).choices[0].text is not None
+        with pytest.raises(BadRequestError, match="top_p"):
+            api.completions.create(model="tiny", prompt="x", top_p=7)
+        with pytest.raises(NotFoundError):
+            api.files.list()
+
+
+def test_metrics(client: Client) -> None:
+    def read() -> dict[str, float]:
+        with client.ask("/metrics") as response:
+            assert response.headers["content-type"].startswith("text/plain")
+            return {
+                f"{sample.name}{sorted(sample.labels.values())}": sample.value
+                for family in text_string_to_metric_families(response.read().decode())
+                for sample in family.samples
+            }
+
+    before = read()
+    client.complete()
+    client.error(prompt="x", temperature=9)
+    gained = {name: value - before.get(name, 0) for name, value in read().items()}
+    assert gained["edgesplit_requests_total['answered']"] == gained["edgesplit_requests_total['refused']"] == 1
+    assert gained["edgesplit_tokens_total['answer']"] == COUNT
+    assert gained["edgesplit_time_to_first_token_seconds_count[]"] == 1
+    assert gained["edgesplit_time_per_token_seconds_count[]"] == COUNT - 1
+    assert gained["edgesplit_stage_seconds_count['0', 'computed']"] == COUNT - 1
+    assert before["edgesplit_serving[]"] == before["edgesplit_epoch[]"] == 1
 
 
 def test_a_seed_repeats(client: Client) -> None:
@@ -187,7 +277,12 @@ def test_models_and_health(client: Client) -> None:
         ({}, "prompt"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ["x"] * 65}, "prompt"),
+        ({"prompt": "x", "n": 0}, "n"),
+        ({"prompt": "x", "n": 65}, "n"),
+        ({"prompt": "x", "logit_bias": {"a": 1}}, "logit_bias"),
+        ({"prompt": "x", "logprobs": 21}, "logprobs"),
+        ({"prompt": "x", "echo": True}, "echo"),
         ({"prompt": [1, "a"]}, "prompt"),
         ({"prompt": [True]}, "prompt"),
         ({"prompt": [258]}, "prompt"),
@@ -195,6 +290,7 @@ def test_models_and_health(client: Client) -> None:
         ({"prompt": "x" * 256}, "prompt"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "x", "temperature": 3}, "temperature"),
+        ({"prompt": "x", "presence_penalty": 3}, "presence_penalty"),
         ({"prompt": "x", "model": "other"}, "model"),
     ],
 )
@@ -233,7 +329,7 @@ def test_a_body_has_a_limit(client: Client, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_full_queue_is_429_with_retry_after(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "WAITING", 0)
+    monkeypatch.setattr(entry, "WAITING", -2)  # there is room for two at once
     with client.ask("/v1/completions", {"prompt": "x"}) as response:
         assert response.status == 429
         assert response.headers["retry-after"] == "1"
@@ -252,6 +348,23 @@ def test_no_token_for_long_is_a_504(client: Client, monkeypatch: pytest.MonkeyPa
         status, health = client.json("/healthz")
         assert (status, health["status"]) == (503, "stuck")
         gate.set()
+    eventually(lambda: not any(client.rig.sequences(1)))
+
+
+def test_a_deadline_is_a_504_and_in_a_stream_an_error(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, true = client.rig.cores["desk"]._api, Stage.forward
+    assert api is not None
+    service = dataclasses.replace(api.front.service, deadline=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "front", dataclasses.replace(api.front, service=service))
+        patch.setattr(Stage, "forward", lambda *words: (time.sleep(0.05), true(*words))[1])
+        assert (
+            "not done within 1 s" in client.error(status=504, prompt=PROMPT, max_tokens=200, ignore_eos=True)["message"]
+        )
+        body = {"prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": True}
+        with client.ask("/v1/completions", body) as response:
+            last = response.read().decode().split("\n\n")[-2]
+        assert "not done within 1 s" in json.loads(last.removeprefix("data: "))["error"]["message"]
     eventually(lambda: not any(client.rig.sequences(1)))
 
 

@@ -12,7 +12,7 @@ import torch
 from models import make_checkpoint
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from edgesplit.runner.sampling import COLDEST, TOP_K, Sampler, Sampling, defaults, logprob, stop_tokens
+from edgesplit.runner.sampling import COLDEST, TOP_K, Sampler, Sampling, defaults, scored, stop_tokens
 
 PROMPT = [40, 7, 99, 140, 23, 99]
 
@@ -97,6 +97,9 @@ def test_logits_may_come_in_any_precision() -> None:
     assert draws(Sampling(), torch.tensor([0.0, 2.0], dtype=torch.bfloat16), 1) == [1]
 
 
-def test_logprob_is_the_models_own() -> None:
+def test_scores_are_the_models_own() -> None:
     logits = torch.tensor([0.0, math.log(3)])
-    assert logprob(logits, 1) == pytest.approx(math.log(0.75))
+    found = scored(logits, 1, 2)
+    assert found.logprob == pytest.approx(math.log(0.75))
+    assert [token for token, _ in found.top] == logits.argsort(descending=True)[:2].tolist()
+    assert scored(logits, 1, 0).top == ()

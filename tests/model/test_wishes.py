@@ -22,12 +22,13 @@ def wish(prompt: int = 10, *, chat: bool = False, **body: Any) -> Wish:
 def test_an_empty_request_gets_the_checkpoints_defaults() -> None:
     assert wish() == Wish(
         chat=False,
+        n=1,
         stream=False,
         include_usage=False,
         max_tokens=DEFAULT_MAX_TOKENS,
         stop=(),
         sampling=replace(BASE, max_new=DEFAULT_MAX_TOKENS),
-        logprobs=False,
+        logprobs=None,
         return_token_ids=False,
         ignore_eos=False,
     )
@@ -54,12 +55,19 @@ def test_everything_can_be_asked_for() -> None:
         repetition_penalty=1,
         seed=-1,
         logprobs=True,
+        n=3,
+        presence_penalty=0.5,
+        frequency_penalty=-1,
+        logit_bias={"7": -100},
         return_token_ids=True,
         ignore_eos=True,
     )
     assert (asked.chat, asked.stream, asked.include_usage, asked.max_tokens) == (True, True, True, 5)
-    assert (asked.stop, asked.logprobs, asked.return_token_ids, asked.ignore_eos) == (("a", "b"), True, True, True)
-    assert asked.sampling == Sampling(0.0, 0.5, 3, 1.0, seed=2**63 - 1, max_new=5)
+    assert (asked.stop, asked.logprobs, asked.return_token_ids, asked.ignore_eos) == (("a", "b"), 0, True, True)
+    assert asked.n == 3
+    assert asked.sampling == Sampling(
+        0.0, 0.5, 3, 1.0, seed=2**63 - 1, max_new=5, presence_penalty=0.5, frequency_penalty=-1, logit_bias=((7, -100),)
+    )
 
 
 def test_max_tokens_fills_the_context_but_no_more() -> None:
@@ -76,16 +84,22 @@ def test_stop_strings(stop: Any, expected: tuple[str, ...]) -> None:
     assert wish(stop=stop).stop == expected
 
 
-@pytest.mark.parametrize(("logprobs", "expected"), [(0, True), (1, True), (True, True), (False, False)])
-def test_logprobs(logprobs: Any, expected: bool) -> None:
-    assert wish(logprobs=logprobs).logprobs is expected
+@pytest.mark.parametrize(("logprobs", "expected"), [(0, 0), (5, 5), (True, 0), (False, None), (None, None)])
+def test_logprobs(logprobs: Any, expected: int | None) -> None:
+    assert wish(logprobs=logprobs).logprobs == expected
+    assert wish(chat=True, logprobs=True, top_logprobs=3).logprobs == 3
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("model", "other"),
-        ("n", 2),
+        ("n", 65),
+        ("presence_penalty", 3),
+        ("frequency_penalty", -3),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", {"1": 101}),
+        ("logit_bias", [1]),
         ("max_tokens", 0),
         ("max_tokens", 1.5),
         ("max_tokens", True),
@@ -110,7 +124,7 @@ def test_logprobs(logprobs: Any, expected: bool) -> None:
         ("stream", 1),
         ("ignore_eos", 0),
         ("return_token_ids", "no"),
-        ("logprobs", 5),
+        ("logprobs", 21),
         ("logprobs", "yes"),
     ],
 )
@@ -120,6 +134,6 @@ def test_the_parameter_at_fault_is_named(name: str, value: Any) -> None:
     assert caught.value.param == name
 
 
-def test_alternatives_are_not_given() -> None:
-    with pytest.raises(BadRequest, match="top_logprobs"):
-        wish(chat=True, logprobs=True, top_logprobs=3)
+def test_alternatives_are_those_of_something() -> None:
+    with pytest.raises(BadRequest, match="top_logprobs needs logprobs"):
+        wish(chat=True, top_logprobs=3)

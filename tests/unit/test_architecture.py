@@ -76,7 +76,7 @@ RUNNER_VALUES = {  # what the controller may import of the runner
     *("manifest", "wire", "state", "families", "generation", "owncode", "tokens"),
     *("anatomy", "hollow", "stage", "cache", "precision", "quantised", "kernels", "arithmetic"),
 }
-RUNNER_PACKAGES = {"cryptography", "safetensors", "starlette", "torch", "transformers", "uvicorn"}
+RUNNER_PACKAGES = {"cryptography", "prometheus_client", "safetensors", "starlette", "torch", "transformers", "uvicorn"}
 OPTIONAL = {"PIL"}  # the entry of a model that takes images, and then only
 SHIPPED = 128 * 2**10  # bytes of the runner archive: a tenth of a second at 10 Mbit/s, before anything else crosses
 

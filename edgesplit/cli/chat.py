@@ -1,0 +1,78 @@
+"""edgesplit chat: a conversation with the deployed model, over the same API any client uses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgesplit.cli.options import AcceptNew, Inventory, Plan
+
+if TYPE_CHECKING:
+    from edgesplit.cli.workspace import Workspace
+    from edgesplit.hosts.host import Host
+
+HELP = "an empty line or Ctrl-D ends the chat; /new forgets what was said"
+
+
+def run(
+    plan: Plan,
+    inventory: Inventory = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="What the model is told first.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", min=1, help="Per answer; else the model's.", show_default=False)
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy; else the model's own.")] = None,
+    accept_new: AcceptNew = False,
+) -> None:
+    """Talk with the model; it remembers what was said."""
+    from edgesplit.cli.render import talk
+    from edgesplit.cli.workspace import Workspace
+    from edgesplit.hosts.fanout import connect
+
+    space = Workspace.open(plan, inventory)
+    body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+    first = [{"role": "system", "content": system}] if system else []
+    said = list(first)
+    with connect(space.inventory, [space.plan.entry], accept_new=accept_new) as hosts:
+        talk.print(f"{space.plan.name} on {space.plan.entry}; {HELP}", style="dim")
+        while text := _line():
+            if text == "/new":
+                said = list(first)
+                continue
+            said.append({"role": "user", "content": text})
+            answer = _answer(hosts[space.plan.entry], space, {**body, "messages": said})
+            said.append({"role": "assistant", "content": answer})
+
+
+def _line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _answer(host: Host, space: Workspace, body: dict[str, Any]) -> str:
+    """Shown as it comes; how fast it came is told behind it."""
+    import time
+
+    from edgesplit.cli.asking import stream
+    from edgesplit.cli.render import talk
+    from edgesplit.units import format_time
+
+    start, times, text, tokens = time.monotonic(), [], "", 0
+    for choice in stream(host, space, "/v1/chat/completions", {**body, "stream": True, "return_token_ids": True}):
+        times.append(time.monotonic())
+        piece = choice["delta"].get("content") or ""
+        tokens = len(choice.get("token_ids", ())) or tokens
+        text += piece
+        typer.echo(piece, nl=False)
+    typer.echo()
+    if tokens > 1 and times[-1] > times[0]:
+        speed = (tokens - 1) / (times[-1] - times[0])
+        talk.print(
+            f"{tokens} tokens, {speed:.1f} per second; the first after {format_time(times[0] - start)}", style="dim"
+        )
+    return text
