@@ -112,7 +112,7 @@ class Desk:
             plan=measured_for(space.checkpoint, space.plan, space.inventory),
         )
         space.save(space.profile_name, fleet)
-        _SEEN[self.read(self.plan)["model"]] = (self.cache / "chain-float32.json").read_bytes()
+        _SEEN[str(self.read(self.plan)["model"])] = (self.cache / "chain-float32.json").read_bytes()
         return fleet
 
     def planned(self) -> None:

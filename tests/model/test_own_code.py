@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from models import VOCABULARY, tokenizer
 from splits import manifest_of, same, ship, stages
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
+from workspaces import lay
 
+from edgesplit.broadcast.archive import runner_archive, with_code
 from edgesplit.errors import ModelError
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint
 from edgesplit.runner.anatomy import model_class, read_config
@@ -193,6 +197,28 @@ def test_two_versions_are_two_models_in_one_process(made: Path, copy: Path, tmp_
     again = stages(old, tmp_path / "old", 1, trusted=True)
     assert type(again[0].model).__module__ == type(chains[0][0].model).__module__
     assert type(chains[1][0].model).__module__ != type(chains[0][0].model).__module__
+
+
+def test_a_plan_that_trusts_it_is_believed_by_every_verb(made: Path, tmp_path: Path) -> None:
+    desk = lay(tmp_path / "desk", made)
+    refused = desk.run("profile")
+    assert (refused.code, "needs its own code, which is not run" in refused.error) == (3, True)
+    desk.change_plan(model={"source": str(made), "trust_remote_code": True})
+    desk.planned()
+    dry = desk.run("deploy", "--dry-run", "--json")
+    assert (dry.code, "ship" in dry.out) == (0, True), dry.err
+
+
+def test_hosts_are_measured_with_its_code(made: Path, tmp_path: Path) -> None:
+    """In a process of its own, as over SSH: from the archive alone."""
+    found = trusted(made)
+    code = {file.name: file.read_bytes() for file in found.own_code}
+    (tmp_path / "runner.pyz").write_bytes(with_code(runner_archive(), code))
+    asked = {"config": found.config, "code": [*code], "dtype": "float32", "quantization": None, "context": 4,
+             "chunk": 4, "threads": 1, "head": False}  # fmt: skip
+    words = [sys.executable, "runner.pyz", "measure", json.dumps(asked)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["times"]["chunk_tokens"] == 4
 
 
 def test_a_stage_outlives_its_folder(made: Path, tmp_path: Path) -> None:
