@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from edgesplit.cli import chat, check, deploy, down, generate, lab, plan, profile, status, unlock, watch
+from edgesplit.cli import chat, check, deploy, down, generate, init, lab, plan, profile, status, unlock, watch
 from edgesplit.errors import EdgesplitError
 
 
@@ -71,6 +71,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="""Split a Hugging Face model over the machines you have, keep it exact, and keep it answering.
 
+    [bold]edgesplit init[/bold]          write a first inventory and plan
     [bold]edgesplit check PLAN[/bold]    can the hosts be used, and what do they lack
     [bold]edgesplit profile PLAN[/bold]  measure the hosts and the links between them
     [bold]edgesplit plan PLAN[/bold]     find the best split, show it, save it
@@ -80,6 +81,7 @@ app = typer.Typer(
     epilog="PLAN is a YAML file such as plans/demo.yaml; it names the inventory of hosts.",
 )
 
+app.command("init", epilog="Example: edgesplit init --ansible hosts.yaml")(init.run)
 app.command("check", epilog="Example: edgesplit check plans/demo.yaml")(check.run)
 app.command("profile", epilog="Example: edgesplit profile plans/demo.yaml")(profile.run)
 app.command("plan", epilog="Example: edgesplit plan plans/demo.yaml --json | jq .costs")(plan.run)

@@ -68,6 +68,7 @@ BESIDE = [
     "document",
     "ansible",
     "inventory",
+    "draft",
     "plan",
     "fleet",
     "split",
