@@ -10,6 +10,7 @@ from edgesplit.cli.markup import Markup, el, listed, section, table
 from edgesplit.cli.report import Report
 from edgesplit.revision.comparison import Comparison
 from edgesplit.revision.explain import alternative_words, times, what_binds, whatif_words
+from edgesplit.revision.exposure import audit_words
 from edgesplit.revision.timeline import prompt_spans
 from edgesplit.units import format_time
 
@@ -122,8 +123,10 @@ def _privacy(report: Report) -> Markup:
         "into text, deep ones less well: depth limits exposure."
     )
     parts = [_shown(tables.sights(report)), el("p", note, class_="soft")]
-    if report.exposures:
-        parts.append(_shown(tables.exposures(report)))
+    if report.audit is not None:
+        worst = [exposure.worst for exposure in report.audit.exposures]
+        words = audit_words(worst, report.solution.split, report.problem.trusted)
+        parts += [_shown(tables.exposures(report.audit, report)), listed(words)]
     return section("Who sees what", *parts)
 
 

@@ -14,7 +14,7 @@ from edgesplit.cli.options import Inventory, Json, Plan
 if TYPE_CHECKING:
     from edgesplit.cli.report import Report
     from edgesplit.cli.workspace import Workspace
-    from edgesplit.model.audit import Exposure
+    from edgesplit.model.audit import Audit
     from edgesplit.revision.problem import Problem
     from edgesplit.revision.solver import Solution
     from edgesplit.split import Split
@@ -90,7 +90,7 @@ def run(
         blocks=_blocks(space, explain) if explain is not None else range(0),
         other=_read(compare) if compare is not None else None,
         outlook=as_json or html is not None or (explain is None and compare is None),
-        exposures=_audit(space, audit_privacy) if audit_privacy is not None else (),
+        audit=_audit(space, audit_privacy) if audit_privacy is not None else None,
     )
     with shown_if_infeasible(space, fleet, as_json=as_json):
         found = _solve(problem, _within(what_ifs))
@@ -164,7 +164,7 @@ def _write(file: Path, report: Report) -> None:
         raise EdgesplitError(f"{file} cannot be written: {error.strerror}", "give --html another place") from error
 
 
-def _audit(space: Workspace, texts: Path) -> tuple[Exposure, ...]:
+def _audit(space: Workspace, texts: Path) -> Audit:
     from rich.progress import Progress
 
     from edgesplit.cli.render import talk
@@ -175,4 +175,4 @@ def _audit(space: Workspace, texts: Path) -> tuple[Exposure, ...]:
     with Progress(console=talk, transient=True) as progress:
         task = progress.add_task("auditing", total=checkpoint.chain.layers + 1)
         advance, trusted = (lambda _: progress.advance(task)), bool(checkpoint.own_code)
-        return tuple(audit(checkpoint.folder, space.plan.dtype, samples, advance, trusted=trusted))
+        return audit(checkpoint.folder, space.plan.dtype, samples, advance, trusted=trusted)

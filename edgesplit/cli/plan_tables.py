@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgesplit.cli.report import Report
 from edgesplit.revision.comparison import Comparison
@@ -12,6 +13,9 @@ from edgesplit.revision.explain import signed_time, times
 from edgesplit.revision.problem import Problem
 from edgesplit.split import Split
 from edgesplit.units import format_rate, format_size, format_time
+
+if TYPE_CHECKING:  # it imports torch
+    from edgesplit.model.audit import Audit
 
 NOTHING = 1e-9  # seconds that are the rounding of sums
 
@@ -166,20 +170,21 @@ def sights(report: Report) -> Shown:
     return Shown("Who sees what", ["host", "trusted", "weights of", "of requests", ">depth"], rows)
 
 
-def exposures(report: Report) -> Shown:
+def exposures(audit: Audit, report: Report) -> Shown:
     placed, problem = report.solution.split.placement(), report.problem
     rows = [
         [
             f"behind {problem.name(exposure.block)}",
-            f"{exposure.nearest:.0%}",
+            "" if exposure.nearest is None else f"{exposure.nearest:.0%}",
             f"{exposure.probe:.0%}",
-            host if (host := placed[exposure.block + 1]) not in problem.trusted else "",
+            ", ".join(sorted({*placed[exposure.block : exposure.block + 2]} - problem.trusted)),
         ]
-        for exposure in report.exposures
+        for exposure in audit.exposures
     ]
     note = (
-        "Share of the texts' tokens that are recovered from the activations there: by the nearest embedding, and by a "
-        "linear map learned on other texts. A better attacker recovers more: a low share limits exposure."
+        f"Share of {audit.tried} tokens that are recovered from the activations there: by the nearest embedding, and "
+        f"by a linear map learned from {audit.taught} tokens of other texts. Who sees nothing guesses "
+        f"{audit.guess:.0%}. A better attacker recovers more: a low share limits exposure."
     )
     return Shown("What activations give away", ["boundary", ">nearest", ">learned", "seen by untrusted"], rows, note)
 

@@ -6,6 +6,7 @@ from edgesplit.cli import plan_tables as tables
 from edgesplit.cli.render import bullets, out, show
 from edgesplit.cli.report import Report
 from edgesplit.revision.explain import alternative_words, what_binds, whatif_words
+from edgesplit.revision.exposure import audit_words
 from edgesplit.revision.picture import legend, marks_for, ring
 from edgesplit.revision.whatif import Outlook
 
@@ -23,8 +24,11 @@ def show_report(report: Report) -> None:
         bullets("", [f"The other split cannot be deployed: {broken}." for broken in report.comparison.broken])
     if report.outlook is not None:
         _whole(report, report.outlook)
-    if report.exposures:
-        _show(tables.exposures(report))
+    if report.audit is not None:
+        _show(tables.exposures(report.audit, report))
+        worst = [exposure.worst for exposure in report.audit.exposures]
+        bullets("", audit_words(worst, report.solution.split, report.problem.trusted))
+        out.print()
 
 
 def _show(shown: tables.Shown) -> None:

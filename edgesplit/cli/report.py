@@ -18,7 +18,7 @@ from edgesplit.revision.whatif import Outlook, look
 from edgesplit.split import Split
 
 if TYPE_CHECKING:  # it imports torch
-    from edgesplit.model.audit import Exposure
+    from edgesplit.model.audit import Audit
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Asked:
     blocks: range
     other: Split | None
     outlook: bool
-    exposures: tuple[Exposure, ...]
+    audit: Audit | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Report:
     explained: range
     alternatives: tuple[Alternative, ...]
     comparison: Comparison | None
-    exposures: tuple[Exposure, ...]
+    audit: Audit | None
 
     def to_json(self) -> dict[str, Any]:
         """The solution's keys, and one for each thing that was found beside it."""
@@ -61,9 +61,8 @@ class Report:
             "who_sees_what": self.sights,
             "rivals": self.rivals,
             "alternatives": self.alternatives,
-            "exposures": self.exposures,
         }
-        values = {"outlook": self.outlook, "comparison": self.comparison}
+        values = {"outlook": self.outlook, "comparison": self.comparison, "audit": self.audit}
         return {
             **self.solution.model_dump(mode="json"),
             **{name: [one.model_dump(mode="json") for one in found] for name, found in lists.items()},
@@ -85,5 +84,5 @@ def gather(posed: Posed, solution: Solution, asked: Asked, go_on: Callable[[], b
         explained=asked.blocks,
         alternatives=alternatives(solution, problem, asked.blocks) if asked.blocks else (),
         comparison=compare(solution.split, asked.other, problem) if asked.other is not None else None,
-        exposures=asked.exposures,
+        audit=asked.audit,
     )

@@ -3,13 +3,14 @@
 Two attackers, who both know the model's weights and see what crosses a boundary. One takes for each position the token
 whose embedding is nearest (by cosine) to the activation. The other first learns a linear map from activations to
 embeddings on texts of which it knows both (ridge regression, closed form), then takes the nearest. What they recover
-is a lower bound on what a better attacker would: a low share limits exposure, it hides nothing.
+is a lower bound on what a better attacker would: a low share limits exposure, no more.
 
 Must not know: hosts, splits. Holds one block's weights at a time.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,18 +23,32 @@ from edgesplit.values import Value
 
 LONGEST = 256  # tokens of a text that are used
 MOST = 16384  # tokens in all; an attacker with more learns little more of a linear map
-TAUGHT = 0.75  # share of the texts that the second attacker learns from
+EVERY = 4  # one text of so many is kept from the second attacker, and tried
 RIDGE = 1e-3  # of the mean variance of an activation
 PIECE = 8192  # rows of the embedding compared at once
 
 
 class Exposure(Value):
-    """What is recovered of the tokens behind block `block`, as a share of them: by the nearest embedding, and by a
-    linear map learned before."""
+    """What is recovered of the tokens behind block `block`, as a share of them: by the nearest embedding (None where
+    activations are of another width), and by a linear map learned before."""
 
     block: int
-    nearest: float
+    nearest: float | None
     probe: float
+
+    @property
+    def worst(self) -> float:
+        return max(self.nearest or 0.0, self.probe)
+
+
+class Audit(Value):
+    """`taught`: tokens the linear map learned from; `tried`: tokens of the other texts, of which the shares are.
+    `guess`: the share of these that whoever sees nothing gets right, by always saying the commonest token taught."""
+
+    taught: int
+    tried: int
+    guess: float
+    exposures: tuple[Exposure, ...]
 
 
 def read_texts(file: Path) -> list[str]:
@@ -53,17 +68,21 @@ def audit(
     progress: Callable[[int], None] = lambda _: None,
     *,
     trusted: bool = False,
-) -> list[Exposure]:
-    """One Exposure per boundary, from behind the embedding to behind the last layer; `progress` gets the block done.
+) -> Audit:
+    """An Exposure per boundary, from behind the embedding to behind the last layer; `progress` gets the block done.
 
     `trusted`: the checkpoint's own code may run. Raises InputError where the texts are too few, or cannot be read.
     """
     tokens = _tokens(folder, texts, trusted=trusted)
-    taught = max(1, round(len(tokens) * TAUGHT))
-    if len(tokens) < 2 or taught == len(tokens):
+    if len(tokens) < 2:
         raise InputError("the audit needs at least two texts", "give a file with one text per line")
-    cut = sum(map(len, tokens[:taught]))
+    every = min(EVERY, len(tokens))
+    tried = tokens[every - 1 :: every]
+    tokens = [text for number, text in enumerate(tokens) if number % every != every - 1]
+    cut = sum(map(len, tokens))
+    tokens += tried
     truth = torch.cat(tokens)
+    torch.set_num_threads(_threads())
     found = []
     for block, (activations, table) in enumerate(_activations(folder, dtype, tokens, trusted=trusted)):
         probed = _probed(activations[:cut], table[truth[:cut]].float(), activations[cut:])
@@ -71,12 +90,25 @@ def audit(
         found.append(
             Exposure(
                 block=block,
-                nearest=_share(activations[cut:], table, truth[cut:]) if fits else 0.0,
+                nearest=_share(activations[cut:], table, truth[cut:]) if fits else None,
                 probe=_share(probed, table, truth[cut:]),
             )
         )
         progress(block)
-    return found
+    commonest = int(truth[:cut].mode().values)
+    return Audit(
+        taught=cut,
+        tried=len(truth) - cut,
+        guess=float((truth[cut:] == commonest).float().mean()),
+        exposures=tuple(found),
+    )
+
+
+def _threads() -> int:
+    """As many as cores are idle: threads of torch wait for each other in loops, and where another process has a core,
+    two of them take many times as long as one."""
+    cores = os.cpu_count() or 1
+    return max(1, cores - round(os.getloadavg()[0]))
 
 
 def _tokens(folder: Path, texts: Iterable[str], *, trusted: bool) -> list[torch.Tensor]:

@@ -1,6 +1,6 @@
 """Who sees what: what each host of a split could learn if somebody read its memory. In words, for a person to judge.
 
-Must not know: how likely that is; how much activations tell (model/audit.py measures it).
+Must not know: how likely that is; how much activations tell is measured (model/audit.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from edgesplit.model.blocks import name_blocks
 from edgesplit.split import Split, Stage
 from edgesplit.values import Value
+
+WISHES = (0.5, 0.1)  # shares of the tokens for which a pin depth is named
 
 
 class Sight(Value):
@@ -26,6 +28,35 @@ class Sight(Value):
 def who_sees_what(split: Split, trusted: Collection[str]) -> tuple[Sight, ...]:
     """One per host, in ring order."""
     return tuple(_sight(split, host, host in trusted) for host in split.hosts)
+
+
+def audit_words(worst: Sequence[float], split: Split, trusted: Collection[str]) -> list[str]:
+    """What a measured exposure says of a split. `worst`: behind each block but the head, the share of the tokens that
+    the better attacker recovers."""
+    placed = split.placement()
+    seen = [block for block in range(len(worst)) if not {placed[block], placed[block + 1]} <= set(trusted)]
+    if not seen:
+        return ["No untrusted host sees activations."]
+    first = seen[0]
+    who = next(host for host in placed[first : first + 2] if host not in trusted)
+    where = f"behind {name_blocks([first], split.blocks)}"
+    said = [f"{who} is the first untrusted host on the way; {where}, {worst[first]:.0%} of the tokens are recovered."]
+    for share in WISHES:
+        block = _enough(worst, share)
+        wish = f"To limit exposure to {share:.0%} of the tokens"
+        deep = "no depth is enough" if block is None else f"pin everything up to {name_blocks([block], split.blocks)}"
+        said.append(f"{wish}, {deep}.")
+    return said
+
+
+def _enough(worst: Sequence[float], share: float) -> int | None:
+    """The first block behind which no boundary gives away more than the share."""
+    enough = None
+    for block in reversed(range(len(worst))):
+        if worst[block] > share:
+            break
+        enough = block
+    return enough
 
 
 def _sight(split: Split, host: str, trusted: bool) -> Sight:
