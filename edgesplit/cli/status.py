@@ -8,6 +8,7 @@ from edgesplit.cli.options import AcceptNew, Inventory, Json, Plan
 
 if TYPE_CHECKING:
     from edgesplit.cli.workspace import Workspace
+    from edgesplit.revision.reality import Pair, Reality
     from edgesplit.split import Split
 
 
@@ -31,7 +32,7 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
         )
     split = None if kept is None else split_of(kept)
     states = {host: state for host, (_, state) in found.items()}
-    predicted = _predicted(space, split)
+    reality = _judged(space, split, states)
     entry = states.get(space.plan.entry)
     serving = entry is not None and split is not None and entry["serving"] == split.epoch
     broken = _reason(entry, split)
@@ -42,10 +43,11 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
         "epoch": None if split is None else split.epoch,
         "dtype": None if kept is None else kept.dtype,
         "quantization": None if kept is None else kept.quantization or None,
-        "stages": _stages(split, states, predicted),
+        "stages": _stages(split, states, reality),
+        "links": [_pair(link) for link in reality.links] if reality else [],
+        "time_per_token": _pair(reality.token) if reality else None,
+        "sequences_per_step": reality.rows if reality else None,
         "entry": None if entry is None else entry["entry"],
-        "predicted_time_per_token_s": predicted.get("token"),
-        "predicted_time_per_token_alone_s": predicted.get("alone"),
         "unreachable": {host: error.message for host, error in errors.items()},
     }
     if as_json:
@@ -65,26 +67,27 @@ def _reason(entry: dict[str, Any] | None, split: Split | None) -> str:
     return str(entry["epochs"].get(str(split.epoch), {}).get("reason", ""))
 
 
-def _predicted(space: Workspace, split: Split | None) -> dict[Any, float]:
-    """Stage number -> predicted seconds per decode step; "token" and "alone": per token at the plan's
-    concurrency and for one sequence. Empty where this machine has no profile, and for an encoder."""
+def _judged(space: Workspace, split: Split | None, states: dict[str, dict[str, Any] | None]) -> Reality | None:
+    """Predicted against measured, and the lesson kept. None where this machine has no profile, and for an encoder."""
     from edgesplit.errors import EdgesplitError
-    from edgesplit.revision.cost import evaluate
+    from edgesplit.revision.reality import compare, learn, seen
 
     if split is None:
-        return {}
+        return None
     try:
-        costs = evaluate(split, problem := space.problem(space.fleet()))
+        fleet = space.fleet()
+        problem = space.problem(fleet)
+        if not problem.generates:
+            return None
+        reality = compare(split, problem, seen(split, states))
+        space.learn(fleet, learn(fleet.learned, reality))
     except EdgesplitError:
-        return {}
-    if not problem.generates:
-        return {}
-    times: dict[Any, float] = {number: stage.decode_seconds for number, stage in enumerate(costs.stages)}
-    return {**times, "token": costs.time_per_token_seconds, "alone": costs.path_seconds}
+        return None
+    return reality
 
 
 def _stages(
-    split: Split | None, states: dict[str, dict[str, Any] | None], predicted: dict[Any, float]
+    split: Split | None, states: dict[str, dict[str, Any] | None], reality: Reality | None
 ) -> list[dict[str, Any]]:
     from edgesplit.model.blocks import name_blocks
 
@@ -93,6 +96,7 @@ def _stages(
         state = states.get(stage.host)
         epoch = (state or {}).get("epochs", {}).get(str(split.epoch if split else 0), {})
         times = epoch.get("stages", {}).get(str(number), {})
+        judged = reality.stages[number] if reality else None
         stages.append(
             {
                 "stage": number,
@@ -100,19 +104,21 @@ def _stages(
                 "blocks": name_blocks(range(stage.first, stage.last + 1), split.blocks if split else 0),
                 "state": epoch.get("state", "no runner" if state is None else "not loaded"),
                 "measured_token_s": times.get("decode_s"),
-                "predicted_token_s": predicted.get(number),
+                "predicted_token_s": judged.predicted if judged else None,
+                "error": judged.error if judged else None,
                 "rss": None if state is None else state["rss"],
             }
         )
     return stages
 
 
+def _pair(pair: Pair) -> dict[str, Any]:
+    return {**pair.model_dump(mode="json"), "error": pair.error}
+
+
 def _show(report: dict[str, Any]) -> None:
     from edgesplit.cli.render import out, show
-    from edgesplit.units import format_size, format_time
-
-    def seconds(value: float | None) -> str:
-        return "" if value is None else format_time(value)
+    from edgesplit.units import format_size
 
     rows = [
         [
@@ -120,17 +126,24 @@ def _show(report: dict[str, Any]) -> None:
             stage["host"],
             stage["blocks"],
             stage["state"],
-            seconds(stage["measured_token_s"]),
-            seconds(stage["predicted_token_s"]),
+            _seconds(stage["measured_token_s"]),
+            _seconds(stage["predicted_token_s"]),
+            _share(stage["error"]),
             "" if stage["rss"] is None else format_size(stage["rss"]),
         ]
         for stage in report["stages"]
     ]
-    columns = [">#", "host", "blocks", "state", ">measured", ">predicted", ">memory"]
-    note = "Times per token of the stage, measured and predicted; memory of its runner."
+    columns = [">#", "host", "blocks", "state", ">measured", ">predicted", ">off", ">memory"]
+    note = "Times per decode step of the stage, measured and predicted; memory of its runner."
     if rows:
         precision = " ".join(filter(None, [report["dtype"], report["quantization"]]))
         show(f"{report['deployment']}, epoch {report['epoch']}, {precision}", columns, rows, note)
+    if report["links"]:
+        links = [
+            [link["name"], _seconds(link["measured"]), _seconds(link["predicted"]), _share(link["error"])]
+            for link in report["links"]
+        ]
+        show("Links", ["link", ">measured", ">predicted", ">off"], links, "Until a step's message has arrived.")
     entry = report["entry"] or {}
     if entry:
         out.print(
@@ -140,21 +153,22 @@ def _show(report: dict[str, Any]) -> None:
         out.print(problem)
 
 
-def _pace(report: dict[str, Any]) -> str:
-    """Measured against predicted; nothing of an encoder, which makes no tokens."""
+def _seconds(value: float | None) -> str:
     from edgesplit.units import format_time
 
-    measured, alone, all_ = (
-        None if value is None else format_time(value)
-        for value in (
-            report["entry"]["time_per_token_s"],
-            report["predicted_time_per_token_alone_s"],
-            report["predicted_time_per_token_s"],
-        )
-    )
-    if measured is None and alone is None:
+    return "" if value is None else format_time(value)
+
+
+def _share(error: float | None) -> str:
+    return "" if error is None else f"{error:+.0%}"
+
+
+def _pace(report: dict[str, Any]) -> str:
+    """Measured against predicted; nothing of an encoder, which makes no tokens."""
+    measured, token = report["entry"]["time_per_token_s"], report["time_per_token"]
+    if measured is None and token is None:
         return ""
-    return (
-        f"; time per token {measured or 'not measured yet'} "
-        f"(predicted {alone or '?'} for one sequence, {all_ or '?'} at the plan's concurrency)"
+    predicted = (
+        f" (predicted {_seconds(token['predicted'])}, {report['sequences_per_step']} in a step)" if token else ""
     )
+    return f"; time per token {_seconds(measured) or 'not measured yet'}{predicted}"

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.errors import EdgesplitError, InputError, MovedError
-from edgesplit.fleet import Fleet
+from edgesplit.fleet import Fleet, Learned, Lessons
 from edgesplit.inventory import Inventory, load_inventory
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint, resolve
 from edgesplit.model.shards import Cut, cut
@@ -23,6 +23,7 @@ from edgesplit.split import Digests, Split
 from edgesplit.values import Value, digest
 
 T = TypeVar("T", bound=Value)
+FRESH = 3600.0  # seconds for which `profile` takes what it measured before: load and free memory change by the hour
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,35 @@ class Workspace:
         return f"profile-{self.plan.precision}.json"
 
     def fleet(self) -> Fleet:
-        """The saved profile. Raises MovedError when it was measured for something else."""
+        """The saved profile, with what was learned of it. Raises MovedError when it was measured for something else."""
         fleet = self._load(self.profile_name, Fleet, "profile")
         if fleet.plan != measured_for(self.checkpoint, self.plan, self.inventory):
             raise MovedError(
                 "the profile was measured for another model, precision, workload, number of cores or Python",
                 f"edgesplit profile {self.plan_file}",
             )
-        return fleet
+        return fleet.model_copy(update={"learned": self._learned(fleet)})
+
+    def fresh_fleet(self, now: float) -> Fleet | None:
+        """The saved profile where it is whole, of these hosts, and not older than FRESH."""
+        try:
+            fleet = self.fleet()
+        except MovedError:
+            return None
+        whole = set(fleet.hosts) == set(self.inventory.hosts) and not fleet.problems
+        return fleet if whole and now - fleet.measured_at < FRESH else None
+
+    def learn(self, fleet: Fleet, learned: Learned) -> None:
+        """Keep it with the profile it was learned of."""
+        self.save(f"learned-{self.plan.precision}.json", Lessons(profile=fleet.digest, learned=learned))
+
+    def _learned(self, fleet: Fleet) -> Learned:
+        try:
+            text = (self.cache / f"learned-{self.plan.precision}.json").read_bytes()
+            lessons = Lessons.model_validate_json(text)
+        except (OSError, ValueError):
+            return Learned()
+        return lessons.learned if lessons.profile == fleet.digest else Learned()
 
     def digests(self, fleet: Fleet) -> Digests:
         return Digests(

@@ -124,11 +124,12 @@ def _from_steps(before: Reading, now: Reading, profile: HostProfile, running: Sp
 
 
 def _decode_seconds(blocks: tuple[int, int], profile: HostProfile, total: int) -> float:
-    """Seconds one decode step of a stage takes by the profile."""
+    """Seconds one decode step of a stage takes by the profile, after a pause."""
     first, last = blocks
     layers = min(last, total - 2) - max(first, 1) + 1
     head = profile.times.head if last == total - 1 else 0.0
-    return profile.times.decode_overhead + max(0, layers) * profile.times.decode_layer + head
+    taken = profile.times.decode_overhead + max(0, layers) * profile.times.decode_layer + head
+    return max(taken, taken / profile.share - profile.grace)
 
 
 def _from_load(before: Reading, now: Reading) -> float:

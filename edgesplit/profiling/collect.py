@@ -5,9 +5,11 @@ Must not know: what the numbers are good for.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from edgesplit.broadcast.archive import runner_archive, with_code
 from edgesplit.errors import CommandFailed, HostError
@@ -25,6 +27,7 @@ from edgesplit.values import digest
 MEASURE_SECONDS = 180.0  # importing torch on a slow board takes a minute
 READ_SECONDS = 10.0
 Note = Callable[[str], None]
+T = TypeVar("T")
 
 
 def measured_for(checkpoint: Checkpoint, plan: ModelPlan, inventory: Inventory) -> str:
@@ -38,23 +41,36 @@ def profile(
     hosts: Mapping[str, Host], plan: ModelPlan, inventory: Inventory, checkpoint: Checkpoint, now: float, note: Note
 ) -> Fleet:
     """The fleet as it is. A host that cannot be used is in `problems`, not an exception."""
-    found, failures = survey(hosts, lambda host: _measure(host, plan, inventory, checkpoint, note))
+    progress = _Progress(note, "hosts", len(hosts))
+    found, failures = survey(hosts, lambda host: progress.step(_measure(host, plan, inventory, checkpoint)))
     profiles = {name: result for name, result in found.items() if isinstance(result, HostProfile)}
     problems = {name: result for name, result in found.items() if isinstance(result, str)}
     problems |= {name: error.message.removeprefix(f"{name}: ") for name, error in failures.items()}
-    links = _links({name: hosts[name] for name in profiles}, inventory, note)
+    sizes = probes.message_sizes(plan, checkpoint.chain)
+    links, unreachable = measure_links({name: hosts[name] for name in profiles}, inventory, sizes, note)
     return Fleet(
         hosts=profiles,
         links=links,
+        unreachable=unreachable,
         problems=problems,
         measured_at=now,
         plan=measured_for(checkpoint, plan, inventory),
     )
 
 
-def _measure(
-    host: Host, plan: ModelPlan, inventory: Inventory, checkpoint: Checkpoint, note: Note
-) -> HostProfile | str:
+class _Progress:
+    """Tells how many of something are done; used from several threads."""
+
+    def __init__(self, note: Note, what: str, total: int) -> None:
+        self._note, self._what, self._total = note, what, total
+        self._count = itertools.count(1)
+
+    def step(self, result: T) -> T:
+        self._note(f"{next(self._count)} of {self._total} {self._what}")
+        return result
+
+
+def _measure(host: Host, plan: ModelPlan, inventory: Inventory, checkpoint: Checkpoint) -> HostProfile | str:
     spec = inventory.hosts[host.name]
     code = {file.name: file.read_bytes() for file in checkpoint.own_code}
     command = probes.measure(spec, plan, checkpoint.chain, checkpoint.config, code, entry=host.name == plan.entry)
@@ -65,11 +81,9 @@ def _measure(
             raise
         return f"there is no Python {spec.interpreter} that can be run"
     try:
-        result: HostProfile | str = probes.parse_measure(text)
+        return probes.parse_measure(text)
     except NoProfile as error:
-        result = str(error)
-    note(host.name)
-    return result
+        return str(error)
 
 
 # --- links ---
@@ -88,31 +102,59 @@ def rounds(names: Iterable[str]) -> list[list[tuple[str, str]]]:
     return schedule
 
 
-def _links(hosts: Mapping[str, Host], inventory: Inventory, note: Note) -> dict[str, dict[str, LinkProfile]]:
-    links: dict[str, dict[str, LinkProfile]] = {name: {} for name in hosts}
+Links = dict[str, dict[str, LinkProfile]]
+Reasons = dict[str, dict[str, str]]
+
+
+def measure_links(
+    hosts: Mapping[str, Host], inventory: Inventory, sizes: tuple[int, int], note: Note
+) -> tuple[Links, Reasons]:
+    """The links that there are, and why the others are not; pairs that do not meet are measured at once."""
+    links: Links = {name: {} for name in hosts}
+    reasons: Reasons = {}
+    progress = _Progress(note, "pairs", len(hosts) * (len(hosts) - 1) // 2)
     for pairs in rounds(hosts):
         with ThreadPoolExecutor(max(1, len(pairs))) as pool:
-            for (a, b), found in zip(pairs, pool.map(lambda p: _link(hosts, inventory, p), pairs), strict=True):
-                note(f"{a} - {b}")
-                if found is not None:
-                    links[a][b], links[b][a] = found
-    return links
+            acts = pool.map(lambda pair: progress.step(_pair(hosts, inventory, pair, sizes)), pairs)
+            for found in acts:
+                for (source, target), link in found.items():
+                    if isinstance(link, str):
+                        reasons.setdefault(source, {})[target] = link
+                    else:
+                        links[source][target] = link
+    return links, reasons
 
 
-def _link(
-    hosts: Mapping[str, Host], inventory: Inventory, pair: tuple[str, str]
-) -> tuple[LinkProfile, LinkProfile] | None:
-    """One pair, both directions; None when they cannot reach each other."""
+def _pair(
+    hosts: Mapping[str, Host], inventory: Inventory, pair: tuple[str, str], sizes: tuple[int, int]
+) -> dict[tuple[str, str], LinkProfile | str]:
+    """Both directions, or why they are not there. The one that calls is tried the other way round if it cannot."""
     a, b = pair
+    failures = {}
+    for caller, listener in (pair, (b, a)):
+        found = _call(hosts, inventory, (caller, listener), sizes)
+        if isinstance(found, str):
+            failures[caller, listener] = found
+            continue
+        there, back = found
+        return {(caller, listener): there, (listener, caller): back or f"{caller} is not reached from {listener}"}
+    return dict(failures)
+
+
+def _call(
+    hosts: Mapping[str, Host], inventory: Inventory, pair: tuple[str, str], sizes: tuple[int, int]
+) -> tuple[LinkProfile, LinkProfile | None] | str:
+    a, b = pair
+    caller, listener = inventory.hosts[a], inventory.hosts[b]
     token, archive = secrets.token_hex(16), runner_archive().data
     patience = probes.LINK_SECONDS + 20
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(hosts[b].run, probes.listen(inventory.hosts[b], token), archive, patience)
+        waiting = pool.submit(hosts[b].run, probes.listen(listener, caller, token, sizes), archive, patience)
         try:
-            command = probes.call(inventory.hosts[a], inventory.hosts[b], token)
-            return probes.parse_call(hosts[a].run(command, archive, patience))
-        except (HostError, NoProfile):
-            return None
+            command = probes.call(caller, listener, token, sizes)
+            return probes.parse_call(hosts[a].run(command, archive, patience), sizes)
+        except (HostError, NoProfile) as error:
+            return str(error)
         finally:
             waiting.exception()
 

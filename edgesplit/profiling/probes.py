@@ -30,16 +30,21 @@ def measure(
     """Everything about one host, in one round trip; standard input is the runner archive, with the files of `code`."""
     workload = plan.workload
     tokens = chain.image_positions or workload.prompt_tokens
+    last = tokens if chain.kind == "encoder" else tokens + workload.new_tokens - 1
+    chunk = min(plan.prefill_chunk, tokens) if chain.chunked else tokens
     arguments = {
         "config": config,
         "code": [*code],
         "dtype": plan.dtype,
         "quantization": plan.quantization,
-        # half of the answer is there when the average token is made
-        "context": tokens if chain.kind == "encoder" else tokens + workload.new_tokens // 2,
-        "chunk": min(plan.prefill_chunk, tokens) if chain.chunked else tokens,
+        "contexts": [max(1, last // 8), last],
+        "chunk": chunk,
+        "far": (tokens - 1) // chunk * chunk,
+        "rows": min(plan.decode_batch, workload.concurrency),
+        "layer_bytes": max(block.weight_bytes for block in chain.blocks if block.kind == "layer"),
         "threads": spec.cores or 0,
         "head": entry,
+        "folder": spec.work,
     }
     return commands.measure(spec.interpreter, "measure", arguments)
 
@@ -52,29 +57,44 @@ def parse_measure(text: str) -> HostProfile:
     try:
         return HostProfile(
             cores=answer["cores"],
-            memory_total=answer["memory_total"],
-            memory_available=answer["memory_available"],
+            memory_total=answer.get("device_total", answer["memory_total"]),
+            memory_available=answer.get("device_available", answer["memory_available"]),
             load=answer["load"],
             python=answer["python"],
             packages=answer["packages"],
             device=answer["device"],
             runtime_bytes=answer["runtime_bytes"],
             times=StageTimes(**answer["times"]),
+            threads=answer["threads"],
+            period=answer["period"],
+            bandwidth=answer["limits"]["bandwidth"],
+            flops=answer["limits"]["flops"],
+            disk_write=answer["disk_write"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise NoProfile(f"its measurement makes no sense: {error!r}") from error
 
 
-def listen(spec: HostSpec, token: str) -> Command:
+def message_sizes(plan: ModelPlan, chain: Chain) -> tuple[int, int]:
+    """Bytes that cross a boundary for a token, and for a piece of the prompt."""
+    token = max(block.output_bytes(plan.workload.max_context) for block in chain.blocks[:-1])
+    return token, token * (min(plan.prefill_chunk, plan.workload.prompt_tokens) if chain.chunked else 1)
+
+
+def listen(spec: HostSpec, caller: HostSpec, token: str, sizes: tuple[int, int]) -> Command:
     """Wait for one link measurement; standard input is the runner archive."""
-    place = {"address": spec.data_address, "ports": _ports(spec), "token": token, "timeout": LINK_SECONDS}
-    return commands.measure(spec.interpreter, "listen", place)
+    return commands.measure(spec.interpreter, "listen", _meeting(spec, caller, token, sizes))
 
 
-def call(spec: HostSpec, target: HostSpec, token: str) -> Command:
+def call(spec: HostSpec, target: HostSpec, token: str, sizes: tuple[int, int]) -> Command:
     """Measure the link from a host to one that listens; standard input is the runner archive."""
-    place = {"address": target.data_address, "ports": _ports(target), "token": token, "timeout": LINK_SECONDS}
-    return commands.measure(spec.interpreter, "call", place)
+    return commands.measure(spec.interpreter, "call", _meeting(target, spec, token, sizes))
+
+
+def _meeting(spec: HostSpec, caller: HostSpec, token: str, sizes: tuple[int, int]) -> dict[str, Any]:
+    own = {"address": caller.data_address, "ports": _ports(caller)}
+    place = {"address": spec.data_address, "ports": _ports(spec), "token": token, "timeout": LINK_SECONDS}
+    return {**place, "caller": own, "message": sizes}
 
 
 def _ports(spec: HostSpec) -> list[int]:
@@ -82,17 +102,29 @@ def _ports(spec: HostSpec) -> list[int]:
     return [spec.data.port, spec.data.port % 65535 + 1]
 
 
-def parse_call(text: str) -> tuple[LinkProfile, LinkProfile]:
-    """(caller -> listener, listener -> caller). Raises NoProfile."""
+def parse_call(text: str, sizes: tuple[int, int]) -> tuple[LinkProfile, LinkProfile | None]:
+    """(caller -> listener, listener -> caller), for messages of these sizes; the second is None where the caller cannot
+    be reached. Raises NoProfile."""
     answer = _object(text)
     if "error" in answer:
         raise NoProfile(str(answer["error"]))
     try:
-        rtt = float(answer["rtt"])
-        up, down = (LinkProfile(rtt=rtt, bandwidth=float(answer[way])) for way in ("up", "down"))
-        return up, down
-    except (KeyError, TypeError, ValueError) as error:
+        rtt, rates = float(answer["rtt"]), [float(answer[way]) for way in ("up", "down")]
+        token, piece = sizes
+        wires = [token / rate for rate in rates]
+        overhead = max(0.0, (float(answer["echo"]) - rtt - sum(wires)) / 2)
+        return (
+            _link(rtt, rates[0], overhead, float(answer["there"]) - rtt - 2 * overhead - piece / rates[0] - wires[1]),
+            _link(rtt, rates[1], overhead, float(answer["back"]) - rtt - 2 * overhead - piece / rates[1] - wires[0])
+            if answer["both"]
+            else None,
+        )
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise NoProfile(f"the link's measurement makes no sense: {error!r}") from error
+
+
+def _link(rtt: float, bandwidth: float, overhead: float, start: float) -> LinkProfile:
+    return LinkProfile(rtt=rtt, bandwidth=bandwidth, overhead=overhead, start=max(0.0, start))
 
 
 class StageReading(Value):

@@ -142,7 +142,7 @@ def _onward(problem: Problem, way: Way, host: str, block: int) -> Way:
     costs, here = problem.hosts[host], placed[-1]
     chunk, step = costs.chunk[block], costs.decode[block]
     if host != here:
-        chunk += costs.chunk_overhead + problem.hop(here, host, block - 1, problem.chunk_tokens)
+        chunk += costs.chunk_overhead + problem.first_hop(here, host, block - 1, problem.chunk_tokens)
         step += costs.decode_overhead + problem.hop(here, host, block - 1, 1)
     more = problem.memory[block] + (0 if host == here else problem.common)
     took = seconds + chunk + (problem.workload.new_tokens - 1) * step

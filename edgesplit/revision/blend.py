@@ -31,8 +31,8 @@ def blended(problem: Problem) -> Problem:
     for run in _runs(problem):
         memory[run.start : run.stop] = [-(-sum(problem.memory[run.start : run.stop]) // len(run))] * len(run)
         for name, costs in hosts.items():
-            decode, chunk = (_levelled(times, run) for times in (costs.decode, costs.chunk))
-            hosts[name] = replace(costs, decode=decode, chunk=chunk)
+            decode, rows, chunk = (_levelled(times, run) for times in (costs.decode, costs.rows, costs.chunk))
+            hosts[name] = replace(costs, decode=decode, rows=rows, chunk=chunk)
     return replace(problem, memory=tuple(memory), hosts=hosts)
 
 

@@ -3,7 +3,7 @@
     time to first token = one chunk through all stages and hops + (chunks - 1) x the busiest host's or hop's time for
                           a chunk + the head once
     time per token      = max(one decode step through all stages and hops,
-                              concurrency x the busiest host's or hop's time for a step)
+                              groups of sequences x the busiest host's or hop's time for a step)
     L = time to first token + (new tokens - 1) x time per token, seconds
     U = the busiest host's busy seconds per request x Problem.load_unit
     P = depth-weighted share of the blocks on untrusted hosts, 0..1
@@ -14,11 +14,14 @@ With the goals of a plan's objective other than `weighted`, Phi is in seconds:
     throughput          max(that / concurrency, the busiest host's or hop's time for a request): no ring answers more
                         often (the asymptotic bounds of a closed network of queues)
 
+Where several sequences are in flight, prompts and answers also wait for each other: docs/cost-model.md has it all.
 A host that holds two stretches of the chain is busy with both; a hop is busy without its propagation.
 Must not know: how a split was found.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from edgesplit.errors import InfeasibleError
 from edgesplit.revision.problem import Problem
@@ -26,6 +29,7 @@ from edgesplit.split import Split, Stage
 from edgesplit.units import format_size, format_time
 from edgesplit.values import Value
 
+WAIT = 0.5  # of a decode step that is under way when a chunk comes, what is left on the mean
 LOAD_TOLERANCE = 2e-6  # twice the solver's tolerance: a load of exactly 1 is legal
 
 
@@ -73,6 +77,7 @@ class Costs(Value):
     privacy: float
     time_to_first_token_seconds: float
     time_per_token_seconds: float
+    batch: int
     path_seconds: float
     busiest_seconds: float
     busiest: str
@@ -82,81 +87,130 @@ class Costs(Value):
 
 
 def evaluate(split: Split, problem: Problem) -> Costs:
-    """Raises InfeasibleError for hosts or links that are not there; other limits are `violations`' business."""
+    """With as many sequences in a step as make tokens come soonest, as the entry chooses while it serves.
+
+    Raises InfeasibleError for hosts or links that are not there; other limits are `violations`' business.
+    """
     broken = _broken(split, problem)
     if broken:
         raise InfeasibleError("; ".join(broken))
-    stages = tuple(_stage_cost(stage, problem) for stage in split.stages)
+    priced = (price(split, problem.batched(batch)) for batch in problem.batches)
+    return min(priced, key=lambda costs: (costs.phi, costs.time_per_token_seconds))
+
+
+def price(split: Split, problem: Problem) -> Costs:
+    """With `problem.batch` sequences in a step."""
     hops = tuple(_hop_cost(*pair, problem) for pair in zip(split.stages, split.stages[1:], strict=False))
     hosts = tuple(_host_cost(host, split, problem) for host in split.hosts)
-    work = problem.workload
-    head = problem.hosts[stages[-1].host].head
-    path = sum(stage.decode_seconds for stage in stages) + sum(hop.decode_seconds for hop in hops)
+    work, wish = problem.workload, problem.objective
+    steps = work.new_tokens - 1
+    first, pace = _first_token(hosts, hops, split, problem)
+    path = _path(hosts, hops, problem)
     busiest, busy = _busiest(split, hosts, problem)
-    token = max(path, busy)
-    first = sum(stage.chunk_seconds for stage in stages) + sum(hop.chunk_seconds for hop in hops) + head
-    first += (problem.chunks - 1) * _busiest_chunk(split, hosts, problem)
-    latency = first + (work.new_tokens - 1) * token
+    answer = steps * max(path, busy) + problem.others_chunks * pace
+    latency = first + answer
     utilization = max(host.load for host in hosts)
-    exposed = [
+    exposed = sum(
         share for host, share in zip(split.placement(), problem.depth, strict=True) if host not in problem.trusted
-    ]
-    wish = problem.objective
-    alone = first + (work.new_tokens - 1) * path
+    )
+    alone = _alone(split, problem)
     interval = max(alone / work.concurrency, _busiest_request(split, hosts, problem))
-    weighted = wish.latency * latency + wish.utilization * utilization + wish.privacy * sum(exposed)
+    weighted = wish.latency * latency + wish.utilization * utilization + wish.privacy * exposed
     return Costs(
         phi={"weighted": weighted, "latency": alone, "throughput": interval}[wish.goal],
         latency_seconds=latency,
         alone_seconds=alone,
         interval_seconds=interval,
         utilization=utilization,
-        privacy=sum(exposed),
+        privacy=exposed,
         time_to_first_token_seconds=first,
-        time_per_token_seconds=token,
+        time_per_token_seconds=answer / steps if steps else max(path, busy),
+        batch=problem.batch,
         path_seconds=path,
         busiest_seconds=busy,
         busiest=busiest,
-        stages=stages,
+        stages=tuple(_stage_cost(stage, problem) for stage in split.stages),
         hops=hops,
         hosts=hosts,
     )
 
 
+def _alone(split: Split, problem: Problem) -> float:
+    """Seconds of a request that waits for no other."""
+    single = replace(problem, batch=1, workload=problem.workload.model_copy(update={"concurrency": 1}))
+    hops = tuple(_hop_cost(*pair, single) for pair in zip(split.stages, split.stages[1:], strict=False))
+    hosts = tuple(_host_cost(host, split, single) for host in split.hosts)
+    first, _ = _first_token(hosts, hops, split, single)
+    step = max(_path(hosts, hops, single), _busiest(split, hosts, single)[1])
+    return first + (problem.workload.new_tokens - 1) * step
+
+
+def _path(hosts: tuple[HostCost, ...], hops: tuple[HopCost, ...], problem: Problem) -> float:
+    """A decode step through all stages and hops."""
+    elapsed = sum(problem.hosts[host.host].elapsed(host.decode_seconds) for host in hosts)
+    return elapsed + sum(hop.decode_seconds for hop in hops)
+
+
+def _first_token(
+    hosts: tuple[HostCost, ...], hops: tuple[HopCost, ...], split: Split, problem: Problem
+) -> tuple[float, float]:
+    """Seconds until it is there, and at what pace chunks follow each other. A host that answers others meanwhile has a
+    decode step under way when a chunk comes, and does one between two chunks."""
+    first = sum(problem.hosts[host.host].elapsed(host.chunk_seconds) for host in hosts)
+    first += sum(hop.chunk_seconds for hop in hops) + problem.hosts[split.entry].head
+    wires = [seconds for _, seconds in _occupied(split, problem, problem.chunk_tokens)]
+    if problem.workload.concurrency == 1:
+        pace = max([host.chunk_seconds for host in hosts] + wires)
+    else:
+        first += WAIT * sum(host.decode_seconds for host in hosts)
+        pace = max([host.chunk_seconds + host.decode_seconds for host in hosts] + wires)
+    return first + (problem.chunks - 1) * pace, pace
+
+
 def _stage_cost(stage: Stage, problem: Problem) -> StageCost:
-    costs, blocks = problem.hosts[stage.host], slice(stage.first, stage.last + 1)
+    costs = problem.hosts[stage.host]
     return StageCost(
         host=stage.host,
         first=stage.first,
         last=stage.last,
-        decode_seconds=costs.decode_overhead + sum(costs.decode[blocks]),
-        chunk_seconds=costs.chunk_overhead + sum(costs.chunk[blocks]),
-        memory_bytes=problem.common + sum(problem.memory[blocks]),
+        decode_seconds=costs.elapsed(_decode(stage, problem)),
+        chunk_seconds=costs.elapsed(_chunk(stage, problem)),
+        memory_bytes=problem.common + sum(problem.memory[stage.first : stage.last + 1]),
     )
+
+
+def _decode(stage: Stage, problem: Problem, batch: int | None = None) -> float:
+    costs = problem.hosts[stage.host]
+    blocks = costs.step(problem.batch if batch is None else batch)
+    return costs.decode_overhead + sum(blocks[stage.first : stage.last + 1])
+
+
+def _chunk(stage: Stage, problem: Problem) -> float:
+    costs = problem.hosts[stage.host]
+    return costs.chunk_overhead + sum(costs.chunk[stage.first : stage.last + 1])
 
 
 def _hop_cost(left: Stage, right: Stage, problem: Problem) -> HopCost:
     return HopCost(
         source=left.host,
         target=right.host,
-        decode_seconds=problem.hop(left.host, right.host, left.last, 1),
-        chunk_seconds=problem.hop(left.host, right.host, left.last, problem.chunk_tokens),
+        decode_seconds=problem.hop(left.host, right.host, left.last, problem.batch),
+        chunk_seconds=problem.first_hop(left.host, right.host, left.last, problem.chunk_tokens),
     )
 
 
 def _host_cost(host: str, split: Split, problem: Problem) -> HostCost:
-    own = [_stage_cost(stage, problem) for stage in split.of(host)]
-    decode = sum(stage.decode_seconds for stage in own)
-    chunk = sum(stage.chunk_seconds for stage in own)
+    stages = split.of(host)
+    chunk = sum(_chunk(stage, problem) for stage in stages)
     head = problem.hosts[host].head if host == split.entry else 0.0
-    request = problem.request_seconds(chunk, decode, head)
+    request = problem.request_seconds(chunk, sum(_decode(stage, problem, 1) for stage in stages), head)
     return HostCost(
         host=host,
-        decode_seconds=decode,
+        decode_seconds=sum(_decode(stage, problem) for stage in stages),
         chunk_seconds=chunk,
         request_seconds=request,
         load=request * problem.load_unit,
-        memory_bytes=problem.workspace + sum(stage.memory_bytes for stage in own),
+        memory_bytes=problem.workspace + sum(_stage_cost(stage, problem).memory_bytes for stage in stages),
         budget_bytes=problem.hosts[host].budget,
     )
 
@@ -172,14 +226,9 @@ def _occupied(split: Split, problem: Problem, tokens: float) -> list[tuple[str, 
 def _busiest(split: Split, hosts: tuple[HostCost, ...], problem: Problem) -> tuple[str, float]:
     """The host or hop that bounds how many tokens per second leave the ring: its name, and seconds per token and
     sequence while `concurrency` sequences are in flight."""
-    busy = [(host.host, host.decode_seconds) for host in hosts] + _occupied(split, problem, 1)
+    busy = [(host.host, host.decode_seconds) for host in hosts] + _occupied(split, problem, problem.batch)
     name, seconds = max(busy, key=lambda one: one[1])
-    return name, seconds * problem.workload.concurrency
-
-
-def _busiest_chunk(split: Split, hosts: tuple[HostCost, ...], problem: Problem) -> float:
-    wires = [seconds for _, seconds in _occupied(split, problem, problem.chunk_tokens)]
-    return max([host.chunk_seconds for host in hosts] + wires)
+    return name, seconds * problem.groups
 
 
 def _busiest_request(split: Split, hosts: tuple[HostCost, ...], problem: Problem) -> float:

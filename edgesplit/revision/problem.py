@@ -7,20 +7,17 @@ Must not know: any split, nor how the best one is found.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 
 from edgesplit.errors import InfeasibleError, InputError
-from edgesplit.fleet import Fleet, HostProfile, LinkProfile, StageTimes
+from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.inventory import Inventory
 from edgesplit.model.blocks import Block, Chain, name_blocks
 from edgesplit.plan import ModelPlan, Objective, ServiceLevel, Workload
 
 TRUSTED = "trusted"
-
-# Mutual TLS 1.3 over a blocking socket adds 20 us (4 KB) to 52 us (16 KB) to a hop; measured on loopback.
-HOP_SECONDS = 50e-6
 
 # The activations alive at once inside a layer, in widths of what crosses its boundary: input, residual, queries, keys
 # and values, and the MLP's two inner products of about four widths, of which the attention's are already free again.
@@ -32,19 +29,26 @@ MEASURED = slice(1, 3)
 
 @dataclass(frozen=True)
 class HostCosts:
-    """What one host may hold (bytes) and how long it takes (seconds), per block and per stage, slowdown included."""
+    """What one host may hold (bytes) and how long it takes (seconds), per block and per stage, slowdown included.
 
-    decode: tuple[float, ...]  # seconds per block for one decode step; the head's is its time for one position
+    The times are those that the host can keep up: where it may use only a `share` of its cores, that is in them.
+    """
+
+    decode: tuple[float, ...]  # seconds per block for a decode step of one sequence; the head's is for one position
+    rows: tuple[float, ...]  # seconds more per block for each further sequence in the same step
     chunk: tuple[float, ...]  # seconds per block for one chunk of the prompt; the head's is 0
+    choice: float  # seconds of the head's that go into choosing a token and giving it out
     decode_overhead: float  # seconds per stage and decode step
     chunk_overhead: float  # seconds per stage and chunk
+    share: float  # of its cores; a forward after a pause runs at full speed, 1 / share times as fast ...
+    grace: float  # ... and is at most so many seconds ahead of what the share allows
     cap: int | None  # bytes of weights, KV cache and workspace that the inventory allows
     available: int  # bytes a process may still take, as measured
     runtime: int  # bytes a runner takes before it holds weights
 
     @property
     def head(self) -> float:
-        """Seconds of final norm and head, for one position."""
+        """Seconds of final norm, head and the choice of a token, for one position."""
         return self.decode[-1]
 
     @property
@@ -52,6 +56,14 @@ class HostCosts:
         """Bytes for weights, KV cache and workspace: the smaller of both limits (eq. 5's capacity)."""
         free = max(0, self.available - self.runtime)
         return free if self.cap is None else min(self.cap, free)
+
+    def step(self, batch: int) -> tuple[float, ...]:
+        """Seconds per block for a decode step of so many sequences."""
+        return tuple(one + (batch - 1) * row for one, row in zip(self.decode, self.rows, strict=True))
+
+    def elapsed(self, seconds: float) -> float:
+        """How long what takes `seconds` in the long run takes after a pause."""
+        return max(self.share * seconds, seconds - self.grace)
 
 
 @dataclass(frozen=True)
@@ -64,19 +76,22 @@ class Pinned:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """How a prompt travels: in `chunks` pieces of `chunk_tokens` tokens, behind `context` others on the mean."""
+class Pieces:
+    """What forwards are like on the mean: `tokens` of a prompt at once behind `before` others, in `chunks` pieces; and
+    a decode step behind `context`."""
 
-    tokens: int
+    tokens: float
+    before: float
     chunks: int
+    context: int
 
-    @property
-    def chunk_tokens(self) -> float:
-        return self.tokens / self.chunks
-
-    @property
-    def context(self) -> float:
-        return (self.tokens - self.chunk_tokens) / 2
+    @classmethod
+    def of(cls, workload: Workload, longest: int) -> Pieces:
+        chunks = -(-workload.prompt_tokens // longest)
+        tokens = workload.prompt_tokens / chunks
+        return cls(
+            tokens, (workload.prompt_tokens - tokens) / 2, chunks, workload.prompt_tokens + workload.new_tokens // 2
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +114,8 @@ class Problem:
     depth: tuple[float, ...]  # per block: its share of the privacy penalty P, 0 for embedding and head; sums to 1
     chunks: int  # pieces in which a prompt travels
     chunk_tokens: float  # tokens of one piece
+    batch: int  # sequences that share a decode step
+    most_batch: int  # the most that the plan allows
     pins: tuple[Pinned, ...]
     max_stages: int | None
     single: frozenset[str]  # hosts that may have one stage only
@@ -134,11 +151,45 @@ class Problem:
 
     def occupied(self, source: str, target: str, block: int, tokens: float) -> float:
         """Seconds the link is busy with `tokens` tokens of what leaves `block`: the hop without its propagation."""
-        return HOP_SECONDS + tokens * self.sent[block] / self.links[source, target].bandwidth
+        link = self.links[source, target]
+        return link.overhead + tokens * self.sent[block] / link.bandwidth
 
     def hop(self, source: str, target: str, block: int, tokens: float) -> float:
         """Seconds until they have arrived: half a round trip more."""
         return self.links[source, target].rtt / 2 + self.occupied(source, target, block, tokens)
+
+    def first_hop(self, source: str, target: str, block: int, tokens: float) -> float:
+        """The same for the first chunk of a prompt, on a connection that was idle."""
+        return self.links[source, target].start + self.hop(source, target, block, tokens)
+
+    @property
+    def throttled(self) -> bool:
+        return any(host.grace > 0 for host in self.hosts.values())
+
+    @property
+    def others_chunks(self) -> int:
+        """Chunks of the other sequences' prompts that come between the tokens of one answer: each begins once."""
+        return (self.workload.concurrency - 1) * self.chunks if self.workload.new_tokens > 1 else 0
+
+    @property
+    def groups(self) -> int:
+        """So many decode steps make one token of every concurrent sequence."""
+        return -(-self.workload.concurrency // self.batch)
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Sequences that could share a step: for every number of groups, as many as it takes."""
+        sizes = {-(-self.workload.concurrency // groups) for groups in range(1, self.workload.concurrency + 1)}
+        return tuple(sorted(size for size in sizes if size <= self.most_batch))
+
+    @property
+    def batches_that_matter(self) -> tuple[int, ...]:
+        """Those that Phi can tell apart: only answers that wait for each other gain by sharing steps."""
+        wish = self.objective
+        return self.batches if wish.goal == "weighted" and wish.latency > 0 else (1,)
+
+    def batched(self, batch: int) -> Problem:
+        return replace(self, batch=batch)
 
     def request_seconds(self, chunk: float, decode: float, head: float) -> float:
         """Seconds per request from seconds per chunk and per decode step; `head` for the prompt's last position."""
@@ -179,12 +230,12 @@ def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> P
         )
     workload = _workload(chain, plan.workload)
     piece = plan.prefill_chunk if chain.chunked else workload.max_context  # the longest that travels at once
-    prompt = Prompt(workload.prompt_tokens, -(-workload.prompt_tokens // piece))
+    pieces = Pieces.of(workload, piece)
     caches = tuple(block.cache_bytes_until(workload.max_context) * workload.concurrency for block in chain.blocks)
     sent = tuple(block.output_bytes(workload.max_context) for block in chain.blocks)
     return Problem(
         entry=plan.entry,
-        hosts={name: _host_costs(chain, fleet, name, inventory.hosts[name].memory, prompt) for name in usable},
+        hosts={name: _host_costs(chain, fleet, name, inventory.hosts[name].memory, pieces) for name in usable},
         unusable=unusable,
         trusted=inventory.trusted,
         links=_usable_links(fleet, usable),
@@ -197,8 +248,10 @@ def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> P
         common=chain.common_bytes,
         workspace=piece * WORKSPACE_FACTOR * max(sent[:-1]),
         depth=_depth(chain),
-        chunks=prompt.chunks,
-        chunk_tokens=prompt.chunk_tokens,
+        chunks=pieces.chunks,
+        chunk_tokens=pieces.tokens,
+        batch=1,
+        most_batch=plan.decode_batch if chain.kind == "text" else 1,
         pins=pins,
         max_stages=plan.max_stages,
         single=frozenset(inventory.hosts) - inventory.trusted if plan.one_stage_per_untrusted_host else frozenset(),
@@ -293,43 +346,54 @@ def _together(chain: Chain, legal: list[frozenset[str]]) -> list[frozenset[str]]
     return legal
 
 
-def _host_costs(chain: Chain, fleet: Fleet, name: str, cap: int | None, prompt: Prompt) -> HostCosts:
+def _host_costs(chain: Chain, fleet: Fleet, name: str, cap: int | None, work: Pieces) -> HostCosts:
     """The measured layers' times, by each layer's share."""
-    profile: HostProfile = fleet.hosts[name]
-    times, slowdown = profile.times, fleet.slowdown.get(name, 1.0)
-    decode, chunk = _shares(chain, times, prompt)
+    profile = fleet.hosts[name]
+    times, share = profile.times, profile.share
+    pace = fleet.slowdown.get(name, 1.0) * fleet.learned.hosts.get(name, 1.0) / share
+    layers = [block for block in chain.blocks if block.kind == "layer"]
+    steps = _relative([layer.decode_flops(work.context) for layer in layers])
+    chunks = _relative([layer.prefill_flops(round(work.tokens), round(work.before)) for layer in layers])
+    one, row = times.step(work.context), times.step(work.context, 2) - times.step(work.context)
+    token = pace * times.sample + fleet.learned.entry  # beside the head: choosing it, and all that nobody else sees
+    piece = times.piece(work.tokens, work.before)
+    gain = row / one if one > 0 else 1.0  # the head's matrix is read once for all rows too
     return HostCosts(
-        decode=(0.0, *(slowdown * times.decode_layer * share for share in decode), slowdown * times.head),
-        chunk=(0.0, *(slowdown * times.prefill_layer * share for share in chunk), 0.0),
-        decode_overhead=slowdown * times.decode_overhead,
-        chunk_overhead=slowdown * times.prefill_overhead,
+        decode=(0.0, *(pace * one * each for each in steps), pace * times.head + token),
+        rows=(0.0, *(pace * row * each for each in steps), pace * times.head * gain + token),
+        chunk=(0.0, *(pace * piece * each for each in chunks), 0.0),
+        choice=token,
+        decode_overhead=pace * times.decode_overhead,
+        chunk_overhead=pace * times.prefill_overhead,
+        share=share,
+        grace=profile.grace,
         cap=cap,
         available=profile.memory_available,
         runtime=profile.runtime_bytes,
     )
 
 
-def _shares(chain: Chain, times: StageTimes, prompt: Prompt) -> tuple[list[float], list[float]]:
-    """How long a decode step and a chunk take in each layer, over the measured layers' mean.
-
-    Told by their arithmetic, which goes with the weights a token reads: of experts, those that it takes.
-    """
+def measured_layer(chain: Chain) -> Block:
+    """One of the layers whose times `profile` measures."""
     layers = [block for block in chain.blocks if block.kind == "layer"]
-    measured = layers[MEASURED] or layers
-    step = fmean(layer.decode_flops(times.context) for layer in measured)
-    chunk = fmean(layer.prefill_flops(times.chunk_tokens) for layer in measured) / max(1, times.chunk_tokens)
-    tokens = max(1, round(prompt.chunk_tokens))
-    mine = [layer.prefill_flops(tokens, round(prompt.context)) / tokens for layer in layers]
-    size = prompt.chunk_tokens / max(1, times.chunk_tokens)
-    return (
-        [layer.decode_flops(times.context) / step if step else 1.0 for layer in layers],
-        [size * (flops / chunk if chunk else 1.0) for flops in mine],
-    )
+    return (layers[MEASURED] or layers)[0]
+
+
+def _relative(flops: list[int]) -> list[float]:
+    """How much longer each layer takes than the measured ones on the mean, told by their arithmetic, which goes with
+    the weights a token reads: of experts, those that it takes."""
+    mean = fmean(flops[MEASURED] or flops)
+    return [each / mean if mean else 1.0 for each in flops]
 
 
 def _usable_links(fleet: Fleet, usable: list[str]) -> dict[tuple[str, str], LinkProfile]:
+    def link(source: str, target: str) -> LinkProfile:
+        found = fleet.links[source][target]
+        more = fleet.learned.links.get(source, {}).get(target, 0.0)
+        return found.model_copy(update={"overhead": max(0.0, found.overhead + more)})
+
     return {
-        (source, target): fleet.links[source][target]
+        (source, target): link(source, target)
         for source in usable
         for target in usable
         if source != target and target in fleet.links.get(source, {})

@@ -24,6 +24,7 @@ from typing import Any
 import pulp
 
 from edgesplit.revision.branch import Route, Shape
+from edgesplit.revision.cost import WAIT
 from edgesplit.revision.cuts import Hop
 from edgesplit.revision.depth import Depth, Walk
 from edgesplit.revision.problem import Problem
@@ -169,9 +170,9 @@ class Program:
     def _busy(self, host: str, per_block: tuple[float, ...], overhead: float) -> Expression:
         return self._per_host(host, [sum(per_block[piece.segment.unit]) for piece in self.pieces], overhead)
 
-    def _decode(self, host: str) -> Expression:
+    def _decode(self, host: str, batch: int) -> Expression:
         costs = self.problem.hosts[host]
-        return self._busy(host, costs.decode, costs.decode_overhead)
+        return self._busy(host, costs.step(batch), costs.decode_overhead)
 
     def _chunk(self, host: str) -> Expression:
         costs = self.problem.hosts[host]
@@ -183,7 +184,7 @@ class Program:
     def _request_seconds(self, host: str) -> Expression:
         problem = self.problem
         steps = problem.workload.new_tokens - 1
-        return problem.chunks * self._chunk(host) + self._head(host) + steps * self._decode(host)
+        return problem.chunks * self._chunk(host) + self._head(host) + steps * self._decode(host, 1)
 
     def _limit_load(self) -> None:
         if self.problem.workload.rate > 0:
@@ -213,30 +214,52 @@ class Program:
             phi += wish.privacy * pulp.lpSum(self._exposure(number) for number in range(len(self.pieces)))
         return phi
 
-    def _path(self) -> Expression:
-        decode = pulp.lpSum(self._decode(host) for host in self.hosts)
-        return decode + pulp.lpSum(self._hops(self.wires.hop, 1))
+    def _token(self, batch: int, groups: int) -> Expression:
+        """Between two tokens of an answer, with `groups` steps of `batch` sequences under way."""
+        decode = {host: self._decode(host, batch) for host in self.hosts}
+        path = self._elapsed("step", decode) + pulp.lpSum(self._hops(self.wires.hop, batch))
+        if groups == 1 and not self.problem.throttled:  # one step alone never waits
+            return path
+        busy = [*decode.values(), *self._hops(self.wires.occupied, batch)]
+        return self._most("token", [path, *(groups * one for one in busy)])
 
-    def _first_token(self) -> Expression:
+    def _first_token(self, *, alone: bool) -> Expression:
+        """Alone, or while others answer: they are in the way of its chunks, and begin while it answers."""
         problem = self.problem
-        chunk = [self._chunk(host) for host in self.hosts]
-        first = pulp.lpSum(chunk) + pulp.lpSum(self._hops(self.wires.hop, problem.chunk_tokens))
+        chunk = {host: self._chunk(host) for host in self.hosts}
+        first = self._elapsed("chunk", chunk) + pulp.lpSum(self._hops(self.wires.first_hop, problem.chunk_tokens))
         first += pulp.lpSum(self._head(host) for host in self.hosts)
-        if problem.chunks > 1:
+        following = problem.chunks - 1
+        if not alone:
+            decode = {host: self._decode(host, problem.batch) for host in self.hosts}
+            first += WAIT * pulp.lpSum(decode.values())
+            chunk = {host: taken + decode[host] for host, taken in chunk.items()}
+            following += problem.others_chunks
+        if following:
             wires = self._hops(self.wires.occupied, problem.chunk_tokens)
-            first += (problem.chunks - 1) * self._most("busiest_chunk", chunk + wires)
+            first += following * self._most("busiest_chunk", [*chunk.values(), *wires])
         return first
 
+    def _elapsed(self, name: str, seconds: dict[str, Expression]) -> Expression:
+        """HostCosts.elapsed of all hosts together."""
+        total = pulp.LpAffineExpression()
+        for host, taken in seconds.items():
+            costs = self.problem.hosts[host]
+            if costs.grace > 0:
+                total += self._most(f"{name}_{self.number[host]}", [costs.share * taken, taken - costs.grace])
+            else:
+                total += taken
+        return total
+
     def _alone(self) -> Expression:
-        return self._first_token() + (self.problem.workload.new_tokens - 1) * self._path()
+        return self._first_token(alone=True) + (self.problem.workload.new_tokens - 1) * self._token(1, 1)
 
     def _latency(self) -> Expression:
-        work = self.problem.workload
-        if work.concurrency == 1:  # one sequence alone never waits for another
+        problem, work = self.problem, self.problem.workload
+        if work.concurrency == 1:
             return self._alone()
-        busy = [self._decode(host) for host in self.hosts] + self._hops(self.wires.occupied, 1)
-        token = self._most("token", [self._path(), *(work.concurrency * one for one in busy)])
-        return self._first_token() + (work.new_tokens - 1) * token
+        token = self._token(problem.batch, problem.groups)
+        return self._first_token(alone=False) + (work.new_tokens - 1) * token
 
     def _interval(self) -> Expression:
         problem = self.problem

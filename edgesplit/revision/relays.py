@@ -9,6 +9,7 @@ Must not know: the program.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
 
@@ -19,6 +20,7 @@ from edgesplit.revision.problem import Problem
 
 ROUNDING = 1 + 1e-9  # of seconds added in another order
 Matrix = NDArray[np.float64]
+Seconds = Callable[[str, str, int, float], float]
 
 
 class Relayed:
@@ -27,13 +29,16 @@ class Relayed:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.at = {host: number for number, host in enumerate(problem.hosts)}
-        self.found: dict[tuple[int, float, bool], Matrix] = {}
+        self.found: dict[tuple[int, float, str], Matrix] = {}
 
     def linked(self, source: str, target: str) -> bool:
         return bool(np.isfinite(self._hops(0, 1)[self.at[source], self.at[target]]))
 
     def hop(self, source: str, target: str, block: int, tokens: float) -> float:
         return float(self._hops(block, tokens)[self.at[source], self.at[target]])
+
+    def first_hop(self, source: str, target: str, block: int, tokens: float) -> float:
+        return float(self._hops(block, tokens, first=True)[self.at[source], self.at[target]])
 
     def occupied(self, source: str, target: str, block: int, tokens: float) -> float:
         return float(self._occupied(block, tokens)[self.at[source], self.at[target]])
@@ -51,39 +56,44 @@ class Relayed:
     def _better(self, block: int) -> Matrix:
         """Where a way is better, as a matrix of truths."""
         problem, better = self.problem, np.zeros((len(self.at), len(self.at)), dtype=bool)
-        for tokens, shared in ((1, problem.workload.concurrency > 1), (problem.chunk_tokens, problem.chunks > 1)):
-            better |= self._plain(block, tokens, busy=False) > self._hops(block, tokens) * ROUNDING
+        crowded = problem.workload.concurrency > 1
+        for tokens, first, shared in (
+            (1, False, crowded or problem.throttled),
+            (problem.batch, False, crowded or problem.throttled),
+            (problem.chunk_tokens, True, crowded or problem.chunks > 1),
+        ):
+            seconds = problem.first_hop if first else problem.hop
+            better |= self._plain(block, tokens, seconds) > self._hops(block, tokens, first=first) * ROUNDING
             if shared or problem.objective.goal == "throughput":
-                better |= self._plain(block, tokens, busy=True) > self._occupied(block, tokens) * ROUNDING
+                better |= self._plain(block, tokens, problem.occupied) > self._occupied(block, tokens) * ROUNDING
         np.fill_diagonal(better, val=False)
         return better
 
-    def _plain(self, block: int, tokens: float, *, busy: bool) -> Matrix:
-        """Seconds of the direct hops; without a link, infinite."""
-        seconds = self.problem.occupied if busy else self.problem.hop
+    def _plain(self, block: int, tokens: float, seconds: Seconds) -> Matrix:
+        """Of the direct hops; without a link, infinite."""
         plain = np.full((len(self.at), len(self.at)), np.inf)
         for source, target in self.problem.links:
             plain[self.at[source], self.at[target]] = seconds(source, target, block, tokens)
         return plain
 
-    def _hops(self, block: int, tokens: float) -> Matrix:
-        """Of the cheapest ways: their hops, and their relays' overheads (Floyd and Warshall)."""
-        key = (self.problem.sent[block], tokens, False)
+    def _hops(self, block: int, tokens: float, *, first: bool = False) -> Matrix:
+        """Of the cheapest ways: their hops, and their relays' overheads (Floyd and Warshall). `first`: of the first
+        chunk of a prompt, else of a decode step. A relay whose host has cycles to spare takes the least of it."""
+        key = (self.problem.sent[block], tokens, "first" if first else "hop")
         if key not in self.found:
-            ways = self._plain(block, tokens, busy=False)
+            ways = self._plain(block, tokens, self.problem.first_hop if first else self.problem.hop)
             for host, costs in self.problem.hosts.items():
-                overheads = [costs.decode_overhead] if tokens == 1 else []
-                overheads += [costs.chunk_overhead] if tokens == self.problem.chunk_tokens else []
+                overhead = costs.share * (costs.chunk_overhead if first else costs.decode_overhead)
                 relay = self.at[host]
-                np.minimum(ways, ways[:, [relay]] + ways[[relay], :] + min(overheads), out=ways)
+                np.minimum(ways, ways[:, [relay]] + ways[[relay], :] + overhead, out=ways)
             self.found[key] = ways
         return self.found[key]
 
     def _occupied(self, block: int, tokens: float) -> Matrix:
         """Of the ways whose busiest link is the least busy."""
-        key = (self.problem.sent[block], tokens, True)
+        key = (self.problem.sent[block], tokens, "occupied")
         if key not in self.found:
-            ways = self._plain(block, tokens, busy=True)
+            ways = self._plain(block, tokens, self.problem.occupied)
             for relay in range(len(self.at)):
                 np.minimum(ways, np.maximum(ways[:, [relay]], ways[[relay], :]), out=ways)
             self.found[key] = ways

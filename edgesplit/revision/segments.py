@@ -77,7 +77,7 @@ def _kind(problem: Problem, unit: range) -> tuple[object, ...]:
     if len(unit) > 1:
         return (number,)
     sizes = (problem.memory[number], problem.sent[number])
-    times = tuple((host.decode[number], host.chunk[number]) for host in problem.hosts.values())
+    times = tuple((host.decode[number], host.rows[number], host.chunk[number]) for host in problem.hosts.values())
     return (problem.blocks[number].kind, sizes, times, problem.legal[number])
 
 

@@ -50,22 +50,24 @@ def solve(problem: Problem, *, fixed_boundaries: Split | None = None, merge: boo
     fixed_boundaries every stage of that split goes to a host as a whole (redistribute, eq. 8); stages that meet on
                      one host are one stage of the answer
     """
-    optimum = optimise(problem, fixed_boundaries, merge)
-    if optimum is None:
+    found = [optimise(problem.batched(batch), fixed_boundaries, merge) for batch in problem.batches_that_matter]
+    optima = [optimum for optimum in found if optimum is not None]
+    if not optima:
         raise why_infeasible(problem, fixed_boundaries)
+    optimum = min(optima, key=lambda one: (not one.placement, one.objective))
     if not optimum.placement:
         raise EdgesplitError(f"no split found among {optimum.nodes} nodes of the search, nor proof that there is none")
     split = split_from_placement(optimum.placement)
     broken = violations(split, problem)
     if broken:
         raise EdgesplitError(f"the solver's split breaks a limit, which is an error in edgesplit: {'; '.join(broken)}")
-    costs = evaluate(split, problem)
-    gap = max(0.0, costs.phi - optimum.bound) / costs.phi if costs.phi > 0 else 0.0
+    costs, bound = evaluate(split, problem), min(one.bound for one in optima)
+    gap = max(0.0, costs.phi - bound) / costs.phi if costs.phi > 0 else 0.0
     return Solution(
         split=split,
         costs=costs,
         status=Status.OPTIMAL if gap <= OPTIMAL else Status.FEASIBLE,
-        bound=optimum.bound,
+        bound=bound,
         gap=gap,
-        complete=optimum.complete,
+        complete=all(one.complete for one in optima),
     )

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -110,15 +109,17 @@ def _serve(options: argparse.Namespace) -> int:
 
     from .control import Server
     from .core import Core
+    from .devices import best_device
     from .dispatch import Dispatch
     from .gate import Gate
     from .link import Identity
+    from .measure import thread_count
     from .store import Store
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(options.threads or thread_count())
+    device = options.device or best_device()
     store, keys = Store(folder), folder / "keys"
     identity = Identity(keys / "ca.pem", keys / "host.pem", keys / "host.key")
     core = Core(options.host, store, identity, device)

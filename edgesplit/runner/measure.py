@@ -9,26 +9,29 @@ import importlib.metadata
 import json
 import pkgutil
 import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .probe import probe
+from .probe import cores, memory, probe, quota, typical, write_speed
 
 PACKAGES = ("torch", "transformers", "safetensors", "cryptography", "starlette", "uvicorn", "prometheus_client")
 CODE = "code"  # beside this module, in the archive: own code of a checkpoint that the plan trusts
-ROUNDS = 25  # rounds of forwards timed at most; the medians count
-BUDGET = 4.0  # seconds after which no further round begins, so that a slow host is not held up
+ROUNDS = 25  # rounds of forwards timed at most
+BUDGET = 5.0  # seconds after which no further round begins, so that a slow host is not held up
+PAUSE = 0.01  # seconds after a forward, where it took that long
+SPARE = 0.7  # share of the free memory that measuring may take
 
 
 def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     """Everything the controller asks of a host, in one answer.
 
     `arguments`: config (the model's), code (the names of its own files, where it may run), dtype, quantization,
-    context, chunk (tokens), threads (0: all), head (measure it too).
+    contexts (tokens, few and many), chunk (tokens of a piece of the prompt), far (tokens before the last piece), rows
+    (sequences in a step), layer_bytes, threads (0: as many as there are cores), head (measure it too), folder (where
+    weights would be written).
     `missing` names the packages a runner needs and does not find; then `times` is None.
     """
     found = {name: version for name in PACKAGES if (version := _version(name))}
@@ -40,7 +43,7 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
         "times": None,
     }
     if not answer["missing"] and "config" in arguments:
-        answer.update(_compute(arguments))
+        answer.update(_compute(arguments), period=quota()[1], disk_write=write_speed(arguments["folder"]))
     return answer
 
 
@@ -54,28 +57,48 @@ def _version(name: str) -> str:
 def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from .core import rss
+    from .devices import best_device, device_name, memory_of
+    from .limits import arithmetic
     from .stage import examine_count
 
-    if arguments["threads"]:
-        torch.set_num_threads(arguments["threads"])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    runtime = rss()
+    threads = arguments["threads"] or thread_count()
+    torch.set_num_threads(threads)
+    device = best_device()
     config = _config(arguments["config"], arguments["code"])
     layers = examine_count(config)
-    few, many = (1, 3) if layers >= 3 else (1, layers)
-    runs = {**_forwards(config, few, "few", arguments, device), **_forwards(config, many, "many", arguments, device)}
+    many = _fitting(layers, arguments["layer_bytes"], memory()["memory_available"])
+    few = _Forwards(config, 1, arguments, device)
+    runtime = few.runtime_bytes()
+    runs = {f"few {name}": run for name, run in few.runs(("step", "piece")).items()}
+    if many > 1:
+        every = _Forwards(config, many, arguments, device)
+        runs |= {f"many {name}": run for name, run in every.runs().items()}
+    else:
+        runs |= {f"many {name}": run for name, run in few.runs().items()}
     if arguments["head"]:
-        runs["head"] = _head(config, layers, arguments, device, runs["decode few"]())
-    taken = _interleaved(runs, device)
-    times: dict[str, Any] = {"chunk_tokens": arguments["chunk"], "context": arguments["context"]}
-    for kind in ("decode", "prefill"):
-        layer = (taken[f"{kind} many"] - taken[f"{kind} few"]) / (many - few) if many > few else taken[f"{kind} few"]
-        times[f"{kind}_layer"] = max(0.0, layer)
-        times[f"{kind}_overhead"] = max(0.0, taken[f"{kind} few"] - few * times[f"{kind}_layer"])
-    times["head"] = max(0.0, taken["head"] - times["decode_overhead"]) if arguments["head"] else 0.0
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    return {"times": times, "device": name, "runtime_bytes": runtime}
+        runs |= _head(config, layers, arguments, device, runs["few step"]())
+    taken = _interleaved(runs, device, threads)
+    answer = {
+        "times": _times(taken, many, arguments),
+        "device": device_name(device),
+        "runtime_bytes": runtime,
+        "threads": threads,
+        "limits": arithmetic(arguments["dtype"], device),
+    }
+    return {**answer, **memory_of(device)}
+
+
+def thread_count() -> int:
+    """The whole cores of what this process may use, one at least: more threads than cores wait for each other."""
+    return max(1, int(cores()))
+
+
+def _fitting(layers: int, size: int, available: int) -> int:
+    """How many layers the larger stage has: with the smaller one's, they take no more than SPARE of what is free."""
+    for count in (3, 2):
+        if count <= layers and (count + 1) * size <= SPARE * available:
+            return count
+    return 1
 
 
 def _config(data: dict[str, Any], code: list[str]) -> Any:
@@ -88,56 +111,166 @@ def _config(data: dict[str, Any], code: list[str]) -> Any:
         return read_config(folder, trust_remote_code=bool(code))
 
 
+def _random(config: Any, blocks: tuple[int, int], arguments: dict[str, Any], device: str) -> Any:
+    from .stage import Stage
+
+    return Stage.random(config, *blocks, arguments["dtype"], device, quantization=arguments["quantization"])
+
+
 Run = Callable[[], Any]
 
 
-def _forwards(config: Any, count: int, name: str, arguments: dict[str, Any], device: str) -> dict[str, Run]:
-    """One decode step, and one prefill chunk, through `count` layers."""
-    from .stage import Stage
+class _Forwards:
+    """The forwards of one stage of `count` layers that are timed."""
 
-    stage = Stage.random(config, 1, count, arguments["dtype"], device, quantization=arguments["quantization"])
-    chunk, step = (_hidden(config, tokens, arguments, device) for tokens in (arguments["chunk"], 1))
-    sequence = stage.sequence()
-    stage.forward(sequence, _hidden(config, arguments["context"], arguments, device))
+    def __init__(self, config: Any, count: int, arguments: dict[str, Any], device: str) -> None:
+        self._config, self._arguments, self._device = config, arguments, device
+        self._stage = _random(config, (1, count), arguments, device)
+
+    def runtime_bytes(self) -> int:
+        """What a runner takes beside weights and caches: this process after a first forward, without its weights."""
+        from .core import rss
+
+        self._stage.forward(self._stage.sequence(), self._hidden(1))
+        tensors = [*self._stage.model.parameters(), *self._stage.model.buffers()]
+        held = sum(tensor.nbytes for tensor in tensors if tensor.device.type == "cpu")
+        return max(0, rss() - held)
+
+    def runs(self, names: Iterable[str] = ("step", "far step", "rows", "piece", "short piece", "far piece")) -> Any:
+        return {name: run for name in names if (run := getattr(self, f"_{name.replace(' ', '_')}")()) is not None}
+
+    def _hidden(self, tokens: int, rows: int = 1) -> Any:
+        return _hidden(self._config, tokens, self._arguments, self._device, rows)
+
+    def _behind(self, context: int) -> Any:
+        """A sequence that has seen so many tokens."""
+        sequence = self._stage.sequence()
+        self._stage.forward(sequence, self._hidden(context))
+        return sequence
+
+    def _step(self) -> Run:
+        sequence, hidden = self._behind(self._arguments["contexts"][0]), self._hidden(1)
+        return lambda: self._stage.forward(sequence, hidden)
+
+    def _far_step(self) -> Run:
+        sequence, hidden = self._behind(self._arguments["contexts"][1]), self._hidden(1)
+        return lambda: self._stage.forward(sequence, hidden)
+
+    def _rows(self) -> Run | None:
+        """One step of several sequences; of families whose sequences go one by one, that is what it is."""
+        rows = self._arguments["rows"]
+        if rows < 2 or self._stage.kind == "encoder":
+            return None
+        group, hidden = [self._behind(self._arguments["contexts"][0]) for _ in range(rows)], self._hidden(1, rows)
+        return lambda: self._stage.forward(group, hidden)
+
+    def _piece(self) -> Run:
+        hidden = self._hidden(self._arguments["chunk"])
+        return lambda: self._stage.forward(self._stage.sequence(), hidden)
+
+    def _short_piece(self) -> Run | None:
+        short = short_piece(self._arguments["chunk"])
+        if short == self._arguments["chunk"]:
+            return None
+        hidden = self._hidden(short)
+        return lambda: self._stage.forward(self._stage.sequence(), hidden)
+
+    def _far_piece(self) -> Run | None:
+        """A piece of a prompt behind others; taken back afterwards, which costs next to nothing."""
+        chunk, far = self._arguments["chunk"], self._arguments["far"]
+        if not far or not self._stage.chunks:
+            return None
+        sequence, hidden = self._behind(far), self._hidden(chunk)
+        self._stage.caches.mark(sequence)
+
+        def run() -> None:
+            self._stage.forward(sequence, hidden)
+            self._stage.caches.crop(sequence, chunk)
+
+        return run
+
+
+def short_piece(chunk: int) -> int:
+    """Tokens of the shorter piece that is timed, to tell what a piece costs from what a token of it costs."""
+    return max(1, chunk // 4)
+
+
+def _head(config: Any, layers: int, arguments: dict[str, Any], device: str, step: Any) -> dict[str, Run]:
+    """The head on what a layer returned for one token (some families return a tuple), and choosing a token from it."""
+    from .sampling import Sampler, Sampling
+
+    stage = _random(config, (layers + 1, layers + 1), arguments, device)
+    sequence, sampler, tokens = stage.sequence(), Sampler(Sampling()), [0] * arguments["contexts"][1]
+    logits = stage.forward(sequence, step)
     return {
-        f"decode {name}": lambda: stage.forward(sequence, step),
-        f"prefill {name}": lambda: stage.forward(stage.sequence(), chunk),
+        "head": lambda: stage.forward(sequence, step),
+        "sample": lambda: sampler.pick(logits[0, -1], tokens),
     }
 
 
-def _head(config: Any, layers: int, arguments: dict[str, Any], device: str, step: Any) -> Run:
-    """`step`: what a layer returned for one token; some families return a tuple."""
-    from .stage import Stage
-
-    last, quantization = layers + 1, arguments["quantization"]
-    stage = Stage.random(config, last, last, arguments["dtype"], device, quantization=quantization)
-    sequence = stage.sequence()
-    return lambda: stage.forward(sequence, step)
-
-
-def _hidden(config: Any, tokens: int, arguments: dict[str, Any], device: str) -> Any:
+def _hidden(config: Any, tokens: int, arguments: dict[str, Any], device: str, rows: int = 1) -> Any:
     import torch
 
     from .stage import DTYPES, Hidden
 
     width = int(config.get_text_config(decoder=True).hidden_size)
-    return Hidden((torch.randn(1, tokens, width).to(device, DTYPES[arguments["dtype"]]),))
+    return Hidden((torch.randn(rows, tokens, width).to(device, DTYPES[arguments["dtype"]]),))
 
 
-def _interleaved(runs: dict[str, Run], device: str) -> dict[str, float]:
-    """Median seconds of each; the runs take turns, so that a disturbance hits all alike. The first round warms up."""
-    import torch
+def _interleaved(runs: dict[str, Run], device: str, threads: int) -> dict[str, float]:
+    """Seconds of each; the runs take turns, so that a disturbance hits all alike. The first round warms up.
 
+    A pause follows each run, as in a ring, so that caches are as cold as there; where there is a quota, one in which
+    what was used up comes back.
+    """
+    from .devices import finish
+
+    available, period = quota()
+    share = min(1.0, available / threads) if period else 1.0
     times: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + BUDGET
     for number in range(ROUNDS + 1):
         for name, act in runs.items():
-            start = time.perf_counter()
+            used, start = time.process_time(), time.perf_counter()
             act()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            finish(device)
+            took = time.perf_counter() - start
             if number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(_full_speed(took, share, period))
+            time.sleep(max(min(took, PAUSE), (time.process_time() - used) / share - took))
         if number and time.perf_counter() > end:
             break
-    return {name: statistics.median(taken) for name, taken in times.items()}
+    return {name: typical(taken) for name, taken in times.items()}
+
+
+def _full_speed(took: float, share: float, period: float) -> float:
+    """Seconds it would have taken without the quota; the inverse of what fleet.HostProfile says of its `grace`."""
+    return min(took, share * (took + period * (1 - share)))
+
+
+def _times(taken: dict[str, float], many: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    """From seconds per forward to seconds per layer, and what a forward takes beside: see fleet.StageTimes."""
+    near, far = arguments["contexts"]
+    chunk, short = arguments["chunk"], short_piece(arguments["chunk"])
+
+    def slope(more: str, less: str, units: float) -> float:
+        """Seconds per layer and unit by which one forward takes longer than the other."""
+        return max(0.0, (taken[more] - taken[less]) / (many * units)) if more in taken else 0.0
+
+    times: dict[str, Any] = {"chunk_tokens": chunk, "context": near}
+    for kind, run in (("decode", "step"), ("prefill", "piece")):
+        one, all_ = taken[f"few {run}"], taken[f"many {run}"]
+        layer = (all_ - one) / (many - 1) if many > 1 else one
+        times[f"{kind}_layer"] = max(0.0, layer)
+        times[f"{kind}_overhead"] = max(0.0, one - times[f"{kind}_layer"])
+    if far > near:
+        times["decode_position"] = slope("many far step", "many step", far - near)
+    if "many rows" in taken:
+        times["decode_row"] = slope("many rows", "many step", arguments["rows"] - 1)
+    if "many short piece" in taken:
+        times["prefill_token"] = slope("many piece", "many short piece", chunk - short)
+    if "many far piece" in taken:
+        times["prefill_pair"] = slope("many far piece", "many piece", chunk * arguments["far"])
+    times["head"] = max(0.0, taken["head"] - times["decode_overhead"]) if "head" in taken else 0.0
+    times["sample"] = taken.get("sample", 0.0)
+    return times

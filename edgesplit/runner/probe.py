@@ -5,10 +5,14 @@ Must not know: the model, the controller.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
+import shutil
 import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +24,9 @@ RUNNER_SECONDS = 3.0  # a runner answers in milliseconds; one that is frozen nev
 ECHOES = 20  # round trips timed per link
 BURST = 0.3  # seconds a bandwidth burst lasts after its warm-up; 0.2 s came within 2.5 % on shaped links
 PIECE = 2**18  # bytes per read or write
+BACK, CALLED_BACK = 2.0, 10.0  # seconds to reach the caller from the other side, and to wait for that
 STRANGER = 2.0  # seconds a caller has to show the token
+DISK_PIECE, DISK_MOST, DISK_SECONDS = 2**22, 2**26, 1.5  # bytes at once and in all, seconds until the last write
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -95,13 +101,19 @@ def _read(file: Path) -> str:
 
 def cores() -> float:
     """Cores this process may use: affinity, and CPU quotas of cgroup v1 and v2."""
-    limit = float(len(os.sched_getaffinity(0)))
+    return quota()[0]
+
+
+def quota() -> tuple[float, float]:
+    """(cores, period): where a quota is the limit, its processes stand still once they have used cores x period seconds
+    within a period; 0 where there is none."""
+    limit, period = float(len(os.sched_getaffinity(0))), 0.0
     for folder, version in _groups("cpu"):
         names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         words = " ".join(_read(folder / name) for name in names).split()
-        if len(words) == 2 and words[0] not in ("max", "-1"):
-            limit = min(limit, int(words[0]) / int(words[1]))
-    return limit
+        if len(words) == 2 and words[0] not in ("max", "-1") and int(words[0]) / int(words[1]) < limit:
+            limit, period = int(words[0]) / int(words[1]), int(words[1]) / 1e6
+    return limit, period
 
 
 def memory() -> dict[str, int]:
@@ -124,11 +136,40 @@ def memory() -> dict[str, int]:
     return {"memory_total": total, "memory_available": free}
 
 
+def write_speed(folder: str) -> float:
+    """Bytes per second to the disk that `folder` is or will be on; the file has no name and ends with this process.
+    0 where nothing can be written, or there is little room."""
+    place = Path(os.path.expanduser(folder))
+    place = next(here for here in (place, *place.parents) if here.is_dir())
+    piece, written, start = os.urandom(DISK_PIECE), 0, time.perf_counter()
+    try:
+        if shutil.disk_usage(place).free < 4 * DISK_MOST:
+            return 0.0
+        with tempfile.TemporaryFile(dir=place) as file:
+            while written < DISK_MOST and time.perf_counter() - start < DISK_SECONDS:
+                written += file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return 0.0
+    return written / (time.perf_counter() - start)
+
+
 # --- links ---
 
 
+def typical(times: Iterable[float]) -> float:
+    """The mean without the tenth at either end: what many of them take together, but for a disturbance or two."""
+    ordered = sorted(times)
+    cut = len(ordered) // 10
+    return statistics.fmean(ordered[cut : len(ordered) - cut])
+
+
 def listen(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Answer one measurement that knows `token`, on the first of `ports` that is free; give up after `timeout`."""
+    """Answer one measurement that knows `token`, on the first of `ports` that is free; give up after `timeout`.
+
+    `caller`: its address and ports, to see whether it can be reached from here.
+    """
     token = arguments["token"].encode()
     deadline = time.monotonic() + arguments["timeout"]
     with _first_free(arguments["address"], arguments["ports"]) as server:
@@ -140,8 +181,49 @@ def listen(arguments: dict[str, Any]) -> dict[str, Any]:
                 break
             with sock:
                 if _is_ours(sock, token):
-                    return _be_measured(sock)
+                    _be_measured(sock)
+                    _call_back(sock, token, arguments["caller"])
+                    return _be_a_hop(server, token, arguments["message"])
     return {"error": "nobody called"}
+
+
+def _call_back(sock: socket.socket, token: bytes, caller: dict[str, Any]) -> None:
+    """Once the caller listens: say "+" if it is reached from here, else "-"."""
+    _exactly(sock, 1)
+    found = _find(caller["address"], caller["ports"], token, time.monotonic() + BACK)
+    if not isinstance(found, str):
+        found[0].close()
+    sock.sendall(b"-" if isinstance(found, str) else b"+")
+
+
+def _be_called_back(sock: socket.socket, token: bytes, place: dict[str, Any]) -> bool:
+    try:
+        server = _first_free(place["address"], place["ports"])
+    except OSError:
+        return False
+    with server:
+        sock.sendall(b".")
+        while True:
+            ready, _, _ = select.select([server, sock], [], [], CALLED_BACK)
+            if sock in ready or not ready:
+                return bool(ready) and _exactly(sock, 1) == b"+"
+            with server.accept()[0] as stranger:
+                _is_ours(stranger, token)
+
+
+def _be_a_hop(server: socket.socket, token: bytes, sizes: list[int]) -> dict[str, Any]:
+    """The second part, over two more connections of the same caller: one in, one out."""
+    from .hop import answer
+
+    server.settimeout(STRANGER)
+    with contextlib.ExitStack() as stack:
+        socks: list[socket.socket] = []
+        while len(socks) < 2:
+            sock = stack.enter_context(server.accept()[0])  # empty once TLS has taken it over
+            if _is_ours(sock, token):
+                socks.append(sock)
+        answer(socks[0], socks[1], max(sizes))
+    return {"ok": True}
 
 
 def _is_ours(sock: socket.socket, token: bytes) -> bool:
@@ -169,7 +251,7 @@ def _first_free(address: str, ports: Iterable[int]) -> socket.socket:
     raise OSError(f"no port to measure on: {failure}")
 
 
-def _be_measured(sock: socket.socket) -> dict[str, Any]:
+def _be_measured(sock: socket.socket) -> None:
     for _ in range(ECHOES):
         sock.sendall(_exactly(sock, 1))
     warm = float(_exactly(sock, 16))
@@ -177,29 +259,60 @@ def _be_measured(sock: socket.socket) -> dict[str, Any]:
     sock.sendall(f"{rate:<32.3f}".encode())
     _send_burst(sock, warm)
     _exactly(sock, 1)
-    return {"ok": True}
 
 
 def call(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Measure to a host that listens: {"rtt": s, "up": bytes/s, "down": bytes/s}, or {"error"}."""
-    deadline = time.monotonic() + arguments["timeout"]
+    """Measure to a host that listens: {"rtt": s, "up": bytes/s, "down": bytes/s, "both": is this host reached from
+    there, at its own place `caller`; "echo", "there", "back": as hop.ask has them for `message`, (bytes of a small and
+    a large one)}, or {"error"}."""
+    deadline, token = time.monotonic() + arguments["timeout"], arguments["token"].encode()
+    found = _find(arguments["address"], arguments["ports"], token, deadline)
+    if isinstance(found, str):
+        return {"error": found}
+    sock, place = found
+    try:
+        with sock:
+            link = _measure(sock)
+            link["both"] = _be_called_back(sock, token, arguments["caller"])
+        return {**link, **_hop(place, token, arguments["message"])}
+    except OSError as error:
+        return {"error": f"the measurement broke off: {error}"}
+
+
+def _find(address: str, ports: list[int], token: bytes, deadline: float) -> tuple[socket.socket, tuple[str, int]] | str:
+    """A connection to who listens with this token, and where; or why there is none."""
     failure = "nobody listened"
     while time.monotonic() < deadline:
-        for port in arguments["ports"]:
+        for port in ports:
             try:
-                with socket.create_connection((arguments["address"], port), timeout=2) as sock:
-                    return _measure(sock, arguments["token"].encode())
+                return _greeted((address, port), token, 2.0), (address, port)
             except OSError as error:
                 failure = str(error)
         time.sleep(0.05)
-    return {"error": failure}
+    return failure
 
 
-def _measure(sock: socket.socket, token: bytes) -> dict[str, Any]:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.sendall(token)
-    if _exactly(sock, 1) != b"+":
-        raise OSError("somebody else listens there")
+def _greeted(place: tuple[str, int], token: bytes, timeout: float) -> socket.socket:
+    sock = socket.create_connection(place, timeout=timeout)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.sendall(token)
+        if _exactly(sock, 1) != b"+":
+            raise OSError("somebody else listens there")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _hop(place: tuple[str, int], token: bytes, sizes: list[int]) -> dict[str, float]:
+    from .hop import ask
+
+    with _greeted(place, token, STRANGER) as out, _greeted(place, token, STRANGER) as back:
+        return ask(out, back, (min(sizes), max(sizes)))
+
+
+def _measure(sock: socket.socket) -> dict[str, Any]:
     sock.settimeout(10)
     times = []
     for _ in range(ECHOES):

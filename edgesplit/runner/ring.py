@@ -35,15 +35,17 @@ class StageClock:
 
     def __init__(self) -> None:
         self.decode: deque[float] = deque(maxlen=RECENT)
+        self.rows: deque[float] = deque(maxlen=RECENT)  # sequences in each decode step
         self.prefill: deque[float] = deque(maxlen=RECENT)  # per token
         self.steps, self.decode_total, self.prefill_total = 0, 0.0, 0.0
 
-    def add(self, seconds: float, tokens: int, *, prefill: bool) -> None:
+    def add(self, seconds: float, tokens: int, rows: int, *, prefill: bool) -> None:
         if prefill:
             self.prefill.append(seconds / tokens)
             self.prefill_total += seconds
         else:
             self.decode.append(seconds)
+            self.rows.append(rows)
             self.steps += 1
             self.decode_total += seconds
 
@@ -53,6 +55,7 @@ class StageClock:
             "decode_total_s": self.decode_total,
             "prefill_total_s": self.prefill_total,
             "decode_s": median(self.decode),
+            "rows": median(self.rows),
             "prefill_s_per_token": median(self.prefill),
         }
 
@@ -203,7 +206,8 @@ class Ring:
             self.refused(work, error)  # images that do not fit their text are this request's misfortune, not the ring's
             return
         end = time.perf_counter()
-        self.clocks[work.stage].add(end - start, group[0].tokens - work.turns[0].position, prefill=work.prefill)
+        positions = group[0].tokens - work.turns[0].position
+        self.clocks[work.stage].add(end - start, positions, len(group), prefill=work.prefill)
         turns = tuple(Turn(turn.sequence, turn.position, row) for row, turn in enumerate(work.turns))
         done = replace(work, turns=turns, payload=None)
         if isinstance(result, Hidden):
@@ -250,6 +254,7 @@ class Ring:
             "reason": self.reason,
             "sequences": len({sequence for _, sequence in list(self._sequences)}),  # a copy, as in median()
             "heard": {host: {**beat, "ago_s": time.monotonic() - at} for host, (at, beat) in list(self.heard.items())},
+            "links": {target: sender.round_trip() for target, sender in list(self._senders.items())},
             "stages": {
                 str(number): {**clock.report(), "first": place.first, "last": place.last}
                 for number, clock in self.clocks.items()

@@ -258,23 +258,28 @@ def test_profile_shows_hosts_problems_and_links_within_80_columns(
 ) -> None:
     from edgesplit.cli.profile import _show
 
-    fleet = Workspace.open(desk.plan, None).fleet()
+    space = Workspace.open(desk.plan, None)
+    fleet = space.fleet()
     lacks = "its Python 3.11.2 lacks torch, transformers, safetensors, starlette, uvicorn"
-    _show(fleet.model_copy(update={"problems": {"kiosk": lacks}}))
+    missed = {"a-host-with-a-long-name": {"desk": "timed out"}}
+    fleet = fleet.model_copy(update={"problems": {"kiosk": lacks}, "unreachable": missed})
+    _show(fleet, space.checkpoint.chain)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:3] == [
         "Hosts",
-        "host                     cores   free  load  device  torch   token  chunk",
-        "desk                         1  8 GiB  0.10  cpu     2.13.0   1 ms   1 ms",
+        "host                     cores   free  load  device  torch   disk",
+        "desk                         1  8 GiB  0.10  cpu     2.13.0     ?",
     ]
     assert "kiosk cannot be used: its Python 3.11.2 lacks torch, transformers, safetensors," in lines
-    assert "desk -> a-host-with-a-long-name       100 us   8 Gbit/s" in lines
+    assert "desk -> a-host-with-a-long-name       100 us   8 Gbit/s     50 us" in lines
+    assert "no link a-host-with-a-long-name -> desk: timed out" in lines
     assert max(map(len, lines)) <= 80
 
 
 def test_status_shows_stages_within_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     stage = {"stage": 0, "host": "a-host-with-a-long-name", "blocks": "embedding, layers.0-3, layers.7-9, head",
-             "state": "serving", "measured_token_s": 0.0123, "predicted_token_s": None, "rss": 412_000_000}  # fmt: skip
+             "state": "serving", "measured_token_s": 0.0123, "predicted_token_s": None, "error": None,
+             "rss": 412_000_000}  # fmt: skip
     status._show(
         {
             "deployment": "tiny",
@@ -282,6 +287,9 @@ def test_status_shows_stages_within_80_columns(capsys: pytest.CaptureFixture[str
             "dtype": "float32",
             "quantization": None,
             "stages": [stage],
+            "links": [],
+            "time_per_token": None,
+            "sequences_per_step": None,
             "entry": None,
             "unreachable": {},
         }
@@ -289,8 +297,8 @@ def test_status_shows_stages_within_80_columns(capsys: pytest.CaptureFixture[str
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:3] == [
         "tiny, epoch 3, float32",
-        "#  host                     blocks         state    measured  predicted   memory",
-        "0  a-host-with-a-long-name  embedding,     serving   12.3 ms             393 MiB",
+        "#  host                     blocks    state    measured  predicted  off   memory",
+        "0  a-host-with-a-long-name  embeddi   serving   12.3 ms                  393 MiB",
     ]
     assert max(map(len, lines)) <= 80
 

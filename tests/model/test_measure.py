@@ -16,8 +16,8 @@ from edgesplit.runner.stage import Stage
 
 def measured(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]:
     monkeypatch.setattr(measure, "BUDGET", 0.0)
-    arguments = {"dtype": "float32", "quantization": None, "context": 8, "chunk": 4, "threads": 0, "head": True}
-    arguments |= {"code": [], **more}
+    arguments = {"dtype": "float32", "quantization": None, "contexts": [2, 8], "chunk": 4, "far": 4, "rows": 3}
+    arguments |= {"layer_bytes": 2**16, "threads": 0, "head": True, "code": [], "folder": ".", **more}
     return measure.measure({"config": model.to_dict(), **arguments})
 
 
@@ -29,11 +29,13 @@ def measured(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch, **more: A
 def test_times_of_layers_and_head(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = measured(model, monkeypatch)
     times = answer["times"]
-    assert (times["chunk_tokens"], times["context"]) == (4, 8)
-    for name in ("decode_layer", "decode_overhead", "prefill_layer", "prefill_overhead", "head"):
+    assert (times["chunk_tokens"], times["context"]) == (4, 2)
+    fitted = ("decode_position", "decode_row", "prefill_token", "prefill_pair", "sample")
+    for name in ("decode_layer", "decode_overhead", "prefill_layer", "prefill_overhead", "head", *fitted):
         assert 0 <= times[name] < 5, name
     assert times["decode_layer"] + times["decode_overhead"] > 0
     assert answer["runtime_bytes"] > 2**20
+    assert min(answer["limits"].values()) > 1e6
     assert answer["missing"] == []
     assert answer["cores"] > 0
 
@@ -66,3 +68,15 @@ def test_missing_packages_are_named_instead_of_times(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(measure, "PACKAGES", ("torch", "a-package-nobody-has"))
     answer = measured(config("llama"), monkeypatch)
     assert (answer["missing"], answer["times"]) == (["a-package-nobody-has"], None)
+
+
+def test_what_a_quota_took_is_taken_out_again() -> None:
+    """Half a core, in periods of 20 ms: 10 ms run at full speed, 40 ms take 70."""
+    assert measure._full_speed(0.010, 0.5, 0.02) == 0.010
+    assert measure._full_speed(0.070, 0.5, 0.02) == pytest.approx(0.040)
+    assert measure._full_speed(0.070, 1.0, 0.0) == 0.070
+
+
+def test_measuring_takes_no_more_than_the_host_can_spare() -> None:
+    assert [measure._fitting(4, 100, available) for available in (600, 500, 300, 10)] == [3, 2, 1, 1]
+    assert measure._fitting(2, 100, 10**6) == 2

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from edgesplit.errors import InfeasibleError, InputError
-from edgesplit.fleet import Fleet, HostProfile, LinkProfile, StageTimes
+from edgesplit.fleet import HOP_SECONDS, Fleet, HostProfile, Learned, LinkProfile, StageTimes
 from edgesplit.inventory import HostSpec, Inventory, SshTarget
 from edgesplit.model.blocks import Block, Chain, Flops
 from edgesplit.plan import ModelPlan, ModelSource, Objective, Pin, ServiceLevel, Workload
-from edgesplit.revision.cost import Costs, evaluate, service_notes, violations
-from edgesplit.revision.problem import HOP_SECONDS, Problem, pose
+from edgesplit.revision.cost import Costs, evaluate, price, service_notes, violations
+from edgesplit.revision.problem import Problem, pose
 from edgesplit.split import split_from_placement
 
 MIB = 2**20
@@ -52,12 +52,20 @@ def chain_of(
 
 
 def host_of(
-    decode: float, memory: int, *, overhead: float = 0.0, head: float = 0.0, prefill: float = 0.0
+    decode: float,
+    memory: int,
+    *,
+    overhead: float = 0.0,
+    head: float = 0.0,
+    prefill: float = 0.0,
+    share: float = 1.0,
+    row: float | None = None,
 ) -> HostProfile:
-    """Seconds; `memory` in MiB beside the runner's own."""
+    """Seconds; `memory` in MiB beside the runner's own. With a share of a core, its quota is one of 20 ms."""
     times = StageTimes(
         decode_layer=decode,
         decode_overhead=overhead,
+        decode_row=row,
         prefill_layer=prefill or decode,
         prefill_overhead=overhead,
         head=head,
@@ -65,7 +73,7 @@ def host_of(
         context=100,
     )
     return HostProfile(
-        cores=1.0,
+        cores=share,
         memory_total=2**40,
         memory_available=(memory + 50) * MIB,
         load=0.0,
@@ -74,6 +82,7 @@ def host_of(
         device="cpu",
         runtime_bytes=50 * MIB,
         times=times,
+        period=0.02 if share < 1 else 0.0,
     )
 
 
@@ -86,6 +95,7 @@ def posed(
     caps: Mapping[str, int] | None = None,
     problems: Mapping[str, str] | None = None,
     slowdown: Mapping[str, float] | None = None,
+    learned: Learned | None = None,
     **plan: Any,
 ) -> Problem:
     """Entry a; prefill_chunk 10, prompt 10 tokens, 11 new tokens, unless the plan says otherwise."""
@@ -101,6 +111,7 @@ def posed(
         links={name: {to: link for (source, to), link in links.items() if source == name} for name in hosts},
         problems=dict(problems or {}),
         slowdown=dict(slowdown or {}),
+        learned=learned or Learned(),
         measured_at=0.0,
         plan="0",
     )
@@ -153,20 +164,56 @@ def test_further_chunks_follow_at_the_pace_of_the_busiest() -> None:
 
 def test_a_slow_link_can_be_the_busiest() -> None:
     long = Workload(prompt_tokens=20, new_tokens=11, max_context=100, concurrency=3)
-    problem = posed(FOUR, {"a": A, "b": B}, mesh("ab", bandwidth=1e4), workload=long)
+    problem = posed(FOUR, {"a": A, "b": B}, mesh("ab", bandwidth=1e4), workload=long, decode_batch=1)
     costs = evaluate(SPLIT, problem)
     assert costs.busiest == "a -> b"
     assert costs.busiest_seconds == pytest.approx(3 * (0.1 + HOP_SECONDS))
-    assert costs.time_per_token_seconds == pytest.approx(costs.busiest_seconds)
     one_chunk = 0.092 + 2 * (0.002 + HOP_SECONDS + 1.0) + 0.005
-    assert costs.time_to_first_token_seconds == pytest.approx(one_chunk + 1.0 + HOP_SECONDS)
+    under_way = 0.5 * (0.027 + 0.004)
+    assert costs.time_to_first_token_seconds == pytest.approx(one_chunk + 1.0 + HOP_SECONDS + under_way)
 
 
 def test_sequences_in_flight_wait_for_the_busiest_host() -> None:
     crowd = Workload(prompt_tokens=10, new_tokens=11, max_context=100, concurrency=4)
-    costs = cost(workload=crowd)
-    assert costs.busiest == "a"
-    assert costs.time_per_token_seconds == pytest.approx(4 * 0.027)
+    costs = cost(workload=crowd, decode_batch=1)
+    assert (costs.busiest, costs.batch) == ("a", 1)
+    assert costs.busiest_seconds == pytest.approx(4 * 0.027)
+    # and while it answers, the other three begin once each: a chunk on a, and a step of those that answer
+    assert costs.time_per_token_seconds == pytest.approx(4 * 0.027 + 3 * (0.082 + 0.027) / 10)
+
+
+def test_sequences_that_share_a_step_read_the_weights_once() -> None:
+    """b alone computes: 5 ms for one sequence, 1 ms more for each further one, and half a millisecond of wire each."""
+    crowd = Workload(prompt_tokens=10, new_tokens=11, max_context=100, concurrency=4)
+    fast, slow = host_of(0.0, 100), host_of(0.005, 100, row=0.001)
+    problem = posed(chain_of([4]), {"a": fast, "b": slow}, mesh("ab", bandwidth=2e6), workload=crowd)
+    found = {batch: price(split_from_placement("aba"), problem.batched(batch)) for batch in problem.batches}
+    assert {batch: costs.busiest_seconds for batch, costs in found.items()} == pytest.approx(
+        {1: 4 * 0.005, 2: 2 * 0.006, 4: 0.008}
+    )
+    assert {batch: costs.path_seconds for batch, costs in found.items()} == pytest.approx(
+        {batch: 0.004 + batch * 0.001 + 2 * HOP_SECONDS + batch * 0.001 + 0.004 for batch in (1, 2, 4)}
+    )
+    assert evaluate(split_from_placement("aba"), problem) == found[2]
+
+
+def test_a_quota_is_felt_once_it_is_used_up() -> None:
+    """Half a core, in periods of 20 ms: 10 ms at full speed, 20 ms of them in the long run."""
+    half = {"a": host_of(0.010, 100, share=0.5)}
+    alone = split_from_placement("aaa")
+    (stage,) = evaluate(alone, posed(chain_of([4]), half, {})).stages
+    assert stage.decode_seconds == pytest.approx(0.010)
+    assert evaluate(alone, posed(chain_of([4]), half, {})).time_per_token_seconds == pytest.approx(0.020)
+    (stage,) = evaluate(split_from_placement("aaaa"), posed(chain_of([4, 4]), half, {})).stages
+    assert stage.decode_seconds == pytest.approx(0.040 - 0.010)
+
+
+def test_what_earlier_deployments_taught_is_in_the_times() -> None:
+    learned = Learned(hosts={"b": 2.0}, links={"a": {"b": 0.001}}, entry=0.003)
+    costs = cost(learned=learned)
+    assert costs.stages[1].decode_seconds == pytest.approx(0.008)
+    assert [hop.decode_seconds for hop in costs.hops] == pytest.approx([0.004 + HOP_SECONDS, 0.003 + HOP_SECONDS])
+    assert costs.stages[2].decode_seconds == pytest.approx(0.006 + 0.003)
 
 
 def test_a_prompt_that_fills_no_chunk_is_priced_by_its_tokens() -> None:

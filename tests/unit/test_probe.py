@@ -167,6 +167,8 @@ def test_only_the_user_may_open_the_control_socket(tmp_path: Path, monkeypatch: 
 # --- links ---
 
 TOKEN = "a" * 32
+SIZES = [4096, 2**20]  # of a token and of a piece of a prompt
+CALLER = {"address": LOCALHOST, "ports": [free_port()]}
 
 
 class Answering:
@@ -174,7 +176,14 @@ class Answering:
 
     def __init__(self, *ports: int, timeout: float = 5.0) -> None:
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
-        arguments = {"address": LOCALHOST, "ports": list(ports), "token": TOKEN, "timeout": timeout}
+        arguments = {
+            "address": LOCALHOST,
+            "ports": list(ports),
+            "token": TOKEN,
+            "timeout": timeout,
+            "message": SIZES,
+            "caller": CALLER,
+        }
         self._future = self._pool.submit(probe.listen, arguments)
 
     def answer(self) -> Any:
@@ -183,7 +192,8 @@ class Answering:
 
 
 def call(*ports: int, token: str = TOKEN, timeout: float = 5.0) -> dict[str, Any]:
-    return probe.call({"address": LOCALHOST, "ports": list(ports), "token": token, "timeout": timeout})
+    place = {"address": LOCALHOST, "ports": list(ports), "token": token, "timeout": timeout}
+    return probe.call({**place, "message": SIZES, "caller": CALLER})
 
 
 @pytest.fixture
@@ -200,6 +210,8 @@ def test_a_link_is_measured_in_both_directions() -> None:
     assert 0 < link["rtt"] < 0.05
     assert 10e6 < link["up"] < 1e12  # the loopback carries more than 80 Mbit/s
     assert 10e6 < link["down"] < 1e12
+    assert link["rtt"] / 2 < link["echo"] < 0.5
+    assert all(0 < link[way] < 1 for way in ("there", "back"))
 
 
 @pytest.mark.usefixtures("short")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,50 +13,59 @@ from hypothesis import strategies as st
 from edgesplit.profiling.collect import rounds
 from edgesplit.profiling.probes import NoProfile, parse_call, parse_measure, parse_reading
 
-MEASURED = {
-    "at": 1795458022.6,
-    "cores": 4.0,
-    "load": 0.3,
-    "busy_s": 12.5,
-    "memory_total": 8589934592,
-    "memory_available": 6442450944,
-    "python": "3.11.7",
-    "packages": {"torch": "2.13.0", "transformers": "5.23.0"},
-    "missing": [],
-    "device": "cpu",
-    "runtime_bytes": 345907200,
-    "times": {
-        "decode_layer": 0.001,
-        "decode_overhead": 0.0004,
-        "prefill_layer": 0.008,
-        "prefill_overhead": 0.0007,
-        "head": 0.0,
-        "chunk_tokens": 32,
-        "context": 64,
-    },
-}
+RECORDED = Path(__file__).parent / "recorded"  # answers of real hosts, as they came
+SIZES = (4000, 100_000)
+
+
+def recorded(name: str) -> str:
+    return (RECORDED / f"{name}.txt").read_text()
+
+
+def changed(name: str, **changes: Any) -> str:
+    return json.dumps({**json.loads(recorded(name)), **changes})
 
 
 def test_a_measurement_is_read() -> None:
-    profile = parse_measure(json.dumps(MEASURED))
-    assert profile.cores == 4.0
-    assert profile.times.prefill_layer == 0.008
+    profile = parse_measure(recorded("measure-cpu"))
+    assert (profile.device, profile.cores, profile.threads, profile.share) == ("cpu", 2.0, 1, 1.0)
+    assert 2**30 < profile.memory_available < profile.memory_total
+    assert profile.times.chunk_tokens == 64
+    assert 0 < profile.times.decode_layer < profile.times.step(415) < profile.times.step(415, rows=3)
+    assert profile.times.piece(16) < profile.times.piece(64) < profile.times.piece(64, 320)
+    assert min(profile.bandwidth, profile.flops, profile.disk_write) > 1e6
+
+
+def test_a_quota_gives_a_share_of_a_core() -> None:
+    profile = parse_measure(changed("measure-cpu", cores=0.5, period=0.02))
+    assert (profile.share, profile.grace) == (0.5, 0.01)
+    assert parse_measure(changed("measure-cpu", cores=3.5, period=0.1, threads=3)).share == 1.0
+
+
+def test_an_accelerators_memory_takes_the_hosts_place() -> None:
+    card = {"device": "NVIDIA H100 80GB HBM3 (CUDA)", "device_total": 80 * 2**30, "device_available": 79 * 2**30}
+    profile = parse_measure(changed("measure-cpu", **card))
+    assert (profile.memory_total, profile.memory_available) == (80 * 2**30, 79 * 2**30)
 
 
 def test_what_a_login_shell_prints_before_it_is_ignored() -> None:
-    assert parse_measure("Welcome to shelf!\n" + json.dumps(MEASURED) + "\n").cores == 4.0
+    assert parse_measure("Welcome to shelf!\n" + recorded("measure-cpu") + "\n").cores == 2.0
 
 
 def test_missing_packages_are_named() -> None:
     with pytest.raises(NoProfile, match=r"its Python 3\.11\.7 lacks torch, uvicorn"):
-        parse_measure(json.dumps({**MEASURED, "missing": ["torch", "uvicorn"], "times": None}))
+        parse_measure(changed("measure-cpu", missing=["torch", "uvicorn"], times=None))
 
 
 def test_links_have_two_directions() -> None:
-    there, back = parse_call('{"rtt": 0.002, "up": 12500000.0, "down": 6250000.0}')
+    link = {"rtt": 0.002, "up": 12.5e6, "down": 6.25e6, "echo": 0.00416, "both": True, "there": 0.0118, "back": 0.0246}
+    there, back = parse_call(json.dumps(link), SIZES)
     assert (there.rtt, there.bandwidth, back.bandwidth) == (0.002, 12.5e6, 6.25e6)
+    # 4000 bytes take 0.32 and 0.64 ms: of the echo, 1.2 ms are neither way nor wire
+    assert there.overhead == back.overhead == pytest.approx(0.0006)
+    # 100 kB take 8 ms there, and 16 ms back
+    assert (there.start, back.start) == (0.0, pytest.approx(0.0246 - 0.002 - 0.0012 - 0.016 - 0.00032))
     with pytest.raises(NoProfile, match="nobody listened"):
-        parse_call('{"error": "nobody listened"}')
+        parse_call('{"error": "nobody listened"}', SIZES)
 
 
 READING = {
@@ -95,7 +106,7 @@ def test_a_host_without_a_runner_gives_a_reading_too() -> None:
     )
 )
 def test_nonsense_is_refused_in_one_way(answer: object) -> None:
-    for parse in (parse_measure, parse_call, parse_reading):
+    for parse in (parse_measure, lambda text: parse_call(text, SIZES), parse_reading):
         with pytest.raises(NoProfile):
             parse(json.dumps(answer))
 

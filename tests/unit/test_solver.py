@@ -15,7 +15,7 @@ from edgesplit.errors import InfeasibleError
 from edgesplit.fleet import LinkProfile
 from edgesplit.plan import Objective, Pin, Workload
 from edgesplit.revision.baseline import greedy, single_host
-from edgesplit.revision.cost import evaluate, violations
+from edgesplit.revision.cost import evaluate, price, violations
 from edgesplit.revision.exact import optimise
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.segments import cut
@@ -75,7 +75,15 @@ def problems(draw: st.DrawFn, like: bool = False, most_hosts: int = 4) -> Proble
     weight = st.integers(1, 3)
     weights = [draw(weight)] * layers if like else [draw(weight) for _ in range(layers)]
     hosts = {
-        name: host_of(draw(ms), draw(st.integers(1, 14)), overhead=draw(ms), head=draw(ms), prefill=draw(ms))
+        name: host_of(
+            draw(ms),
+            draw(st.integers(1, 14)),
+            overhead=draw(ms),
+            head=draw(ms),
+            prefill=draw(ms),
+            share=draw(st.sampled_from([1.0, 1.0, 0.5])),
+            row=draw(st.none() | ms),
+        )
         for name in names
     }
     pins = draw(
@@ -177,8 +185,9 @@ def test_whole_stages_equal_brute_force_over_their_hosts(problem: Problem, data:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.booleans().flatmap(lambda like: problems(like, most_hosts=3)), st.booleans())
-def test_pins_hold_and_the_program_means_what_the_costs_say(problem: Problem, merge: bool) -> None:
+@given(st.booleans().flatmap(lambda like: problems(like, most_hosts=3)), st.booleans(), st.data())
+def test_pins_hold_and_the_program_means_what_the_costs_say(problem: Problem, merge: bool, data: st.DataObject) -> None:
+    problem = problem.batched(data.draw(st.sampled_from(problem.batches)))
     optimum = optimise(problem, merge=merge)
     if optimum is None:
         return
@@ -187,7 +196,7 @@ def test_pins_hold_and_the_program_means_what_the_costs_say(problem: Problem, me
         assert host in problem.legal[block]
     assert split.placement()[0] == split.placement()[-1] == "a"
     assert violations(split, problem) == []
-    costs = evaluate(split, problem).phi
+    costs = price(split, problem).phi
     assert optimum.objective == pytest.approx(costs, rel=1e-9, abs=1e-12)
     assert optimum.bound <= costs * (1 + 1e-7) + 1e-9
 
