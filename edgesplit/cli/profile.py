@@ -117,7 +117,7 @@ def _show(fleet: Fleet, chain: Chain) -> None:
 
 def _achieved(host: HostProfile, chain: Chain) -> list[str]:
     """A layer's times, and what they mean beside the limits of the host."""
-    from edgesplit.revision.problem import measured_layer
+    from edgesplit.revision.pace import measured_layer
     from edgesplit.units import format_size, format_time
 
     times, layer = host.times, measured_layer(chain)

@@ -9,61 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import fmean
 
 from edgesplit.errors import InfeasibleError, InputError
 from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.inventory import Inventory
 from edgesplit.model.blocks import Block, Chain, name_blocks
 from edgesplit.plan import ModelPlan, Objective, ServiceLevel, Workload
+from edgesplit.revision.pace import HostCosts, Pieces, host_costs
 
 TRUSTED = "trusted"
 
 # The activations alive at once inside a layer, in widths of what crosses its boundary: input, residual, queries, keys
 # and values, and the MLP's two inner products of about four widths, of which the attention's are already free again.
 WORKSPACE_FACTOR = 8
-
-# The layers whose time `profile` measures: what stages of three layers and of one differ by (runner/measure.py).
-MEASURED = slice(1, 3)
-
-
-@dataclass(frozen=True)
-class HostCosts:
-    """What one host may hold (bytes) and how long it takes (seconds), per block and per stage, slowdown included.
-
-    The times are those that the host can keep up: where it may use only a `share` of its cores, that is in them.
-    """
-
-    decode: tuple[float, ...]  # seconds per block for a decode step of one sequence; the head's is for one position
-    rows: tuple[float, ...]  # seconds more per block for each further sequence in the same step
-    chunk: tuple[float, ...]  # seconds per block for one chunk of the prompt; the head's is 0
-    choice: float  # seconds of the head's that go into choosing a token and giving it out
-    decode_overhead: float  # seconds per stage and decode step
-    chunk_overhead: float  # seconds per stage and chunk
-    share: float  # of its cores; a forward after a pause runs at full speed, 1 / share times as fast ...
-    grace: float  # ... and is at most so many seconds ahead of what the share allows
-    cap: int | None  # bytes of weights, KV cache and workspace that the inventory allows
-    available: int  # bytes a process may still take, as measured
-    runtime: int  # bytes a runner takes before it holds weights
-
-    @property
-    def head(self) -> float:
-        """Seconds of final norm, head and the choice of a token, for one position."""
-        return self.decode[-1]
-
-    @property
-    def budget(self) -> int:
-        """Bytes for weights, KV cache and workspace: the smaller of both limits (eq. 5's capacity)."""
-        free = max(0, self.available - self.runtime)
-        return free if self.cap is None else min(self.cap, free)
-
-    def step(self, batch: int) -> tuple[float, ...]:
-        """Seconds per block for a decode step of so many sequences."""
-        return tuple(one + (batch - 1) * row for one, row in zip(self.decode, self.rows, strict=True))
-
-    def elapsed(self, seconds: float) -> float:
-        """How long what takes `seconds` in the long run takes after a pause."""
-        return max(self.share * seconds, seconds - self.grace)
 
 
 @dataclass(frozen=True)
@@ -73,25 +31,6 @@ class Pinned:
     blocks: tuple[int, ...]
     to: str
     key: str = "pins"
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """What forwards are like on the mean: `tokens` of a prompt at once behind `before` others, in `chunks` pieces; and
-    a decode step behind `context`."""
-
-    tokens: float
-    before: float
-    chunks: int
-    context: int
-
-    @classmethod
-    def of(cls, workload: Workload, longest: int) -> Pieces:
-        chunks = -(-workload.prompt_tokens // longest)
-        tokens = workload.prompt_tokens / chunks
-        return cls(
-            tokens, (workload.prompt_tokens - tokens) / 2, chunks, workload.prompt_tokens + workload.new_tokens // 2
-        )
 
 
 @dataclass(frozen=True)
@@ -235,7 +174,7 @@ def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> P
     sent = tuple(block.output_bytes(workload.max_context) for block in chain.blocks)
     return Problem(
         entry=plan.entry,
-        hosts={name: _host_costs(chain, fleet, name, inventory.hosts[name].memory, pieces) for name in usable},
+        hosts={name: host_costs(chain, fleet, name, inventory.hosts[name].memory, pieces) for name in usable},
         unusable=unusable,
         trusted=inventory.trusted,
         links=_usable_links(fleet, usable),
@@ -344,46 +283,6 @@ def _together(chain: Chain, legal: list[frozenset[str]]) -> list[frozenset[str]]
             )
         legal[first : last + 1] = [shared] * (last + 1 - first)
     return legal
-
-
-def _host_costs(chain: Chain, fleet: Fleet, name: str, cap: int | None, work: Pieces) -> HostCosts:
-    """The measured layers' times, by each layer's share."""
-    profile = fleet.hosts[name]
-    times, share = profile.times, profile.share
-    pace = fleet.slowdown.get(name, 1.0) * fleet.learned.hosts.get(name, 1.0) / share
-    layers = [block for block in chain.blocks if block.kind == "layer"]
-    steps = _relative([layer.decode_flops(work.context) for layer in layers])
-    chunks = _relative([layer.prefill_flops(round(work.tokens), round(work.before)) for layer in layers])
-    one, row = times.step(work.context), times.step(work.context, 2) - times.step(work.context)
-    token = pace * times.sample + fleet.learned.entry  # beside the head: choosing it, and all that nobody else sees
-    piece = times.piece(work.tokens, work.before)
-    gain = row / one if one > 0 else 1.0  # the head's matrix is read once for all rows too
-    return HostCosts(
-        decode=(0.0, *(pace * one * each for each in steps), pace * times.head + token),
-        rows=(0.0, *(pace * row * each for each in steps), pace * times.head * gain + token),
-        chunk=(0.0, *(pace * piece * each for each in chunks), 0.0),
-        choice=token,
-        decode_overhead=pace * times.decode_overhead,
-        chunk_overhead=pace * times.prefill_overhead,
-        share=share,
-        grace=profile.grace,
-        cap=cap,
-        available=profile.memory_available,
-        runtime=profile.runtime_bytes,
-    )
-
-
-def measured_layer(chain: Chain) -> Block:
-    """One of the layers whose times `profile` measures."""
-    layers = [block for block in chain.blocks if block.kind == "layer"]
-    return (layers[MEASURED] or layers)[0]
-
-
-def _relative(flops: list[int]) -> list[float]:
-    """How much longer each layer takes than the measured ones on the mean, told by their arithmetic, which goes with
-    the weights a token reads: of experts, those that it takes."""
-    mean = fmean(flops[MEASURED] or flops)
-    return [each / mean if mean else 1.0 for each in flops]
 
 
 def _usable_links(fleet: Fleet, usable: list[str]) -> dict[tuple[str, str], LinkProfile]:

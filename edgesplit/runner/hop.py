@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from .link import SILENCE, Sender, receive, tune
-from .probe import typical
 from .scheduler import Work
+from .typical import typical
 from .wire import Kind, Message, Row, Tensor
 from .worker import Worker
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .probe import cores, memory, probe, quota, typical, write_speed
+from .probe import cores, memory, probe, quota, write_speed
+from .typical import typical
 
 PACKAGES = ("torch", "transformers", "safetensors", "cryptography", "starlette", "uvicorn", "prometheus_client")
 CODE = "code"  # beside this module, in the archive: own code of a checkpoint that the plan trusts

@@ -158,13 +158,6 @@ def write_speed(folder: str) -> float:
 # --- links ---
 
 
-def typical(times: Iterable[float]) -> float:
-    """The mean without the tenth at either end: what many of them take together, but for a disturbance or two."""
-    ordered = sorted(times)
-    cut = len(ordered) // 10
-    return statistics.fmean(ordered[cut : len(ordered) - cut])
-
-
 def listen(arguments: dict[str, Any]) -> dict[str, Any]:
     """Answer one measurement that knows `token`, on the first of `ports` that is free; give up after `timeout`.
 

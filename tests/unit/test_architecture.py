@@ -36,7 +36,15 @@ PURE = {
         "profiling.capacity",
     ),
     *("orchestrator.decide", "broadcast.transition", "broadcast.signing", "hosts.commands", "hosts.known_hosts"),
-    *("runner.wire", "runner.state", "runner.scheduler", "runner.manifest", "runner.text", "runner.families"),
+    *(
+        "runner.wire",
+        "runner.state",
+        "runner.scheduler",
+        "runner.manifest",
+        "runner.text",
+        "runner.families",
+        "runner.typical",
+    ),
     *(name for name in MODULES if name.startswith("revision.") and not name.endswith("__init__")),
 }
 IMPURE = {

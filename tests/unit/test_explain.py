@@ -46,8 +46,8 @@ def test_it_says_where_pinned_blocks_are() -> None:
 def test_it_says_who_makes_the_others_wait_and_which_level_is_missed() -> None:
     crowd = Workload(prompt_tokens=10, new_tokens=11, max_context=100, concurrency=8)
     text = said(fleet_of(6, 50, workload=crowd, service=ServiceLevel(time_per_token=0.02)))
-    assert "with 8 sequences in flight they wait for b; its way around the ring takes 12.1 ms." in text
-    assert "Service level missed: time per token is 48 ms, over the wished 20 ms." in text
+    assert "A token takes 56.4 ms: with 8 sequences in flight they wait for b; its way around the ring takes" in text
+    assert "Service level missed: time per token is 56.4 ms, over the wished 20 ms." in text
 
 
 def test_it_says_when_load_binds() -> None:
