@@ -145,8 +145,8 @@ def _runs(rehearsal: Rehearsal, text: Any) -> _Runs:
     found = _Runs(tuple(short), (), condensing, rehearsal.chunked, _group(text))
     if found.positions is not None:
         return found
-    total = sum(found.prompts[0].flops)
-    heavy = [number for number, flops in enumerate(found.prompts[0].flops) if flops > FIXED * total]
+    total, layers = sum(found.prompts[0].flops), range(1, len(found.prompts[0].flops) - 1)
+    heavy = [number for number in layers if found.prompts[0].flops[number] > FIXED * total]
     if not any(_padded(number, found) for number in heavy):
         return found
     lengths = [times * found.group + more for times, more in ((2, 0), (3, 0), (4, 0), (2, 1), (2, 2))]
@@ -257,7 +257,8 @@ def _decode(number: int, sight: _Sight, runs: _Runs, prefill: Flops) -> tuple[in
 def _prefill(number: int, sight: _Sight, runs: _Runs) -> Flops:
     if runs.positions is not None:
         return Flops(token=runs.prompts[0].flops[number] // runs.positions)
-    if runs.long and sight.rate is None and _padded(number, runs):
+    layer = 0 < number < len(runs.short[0].flops) - 1
+    if runs.long and layer and sight.rate is None and _padded(number, runs):
         return _in_groups([(run.tokens, run.flops[number]) for run in runs.long], runs.group)
     prompts = [*runs.prompts, *runs.condensing[:1]]
     return _fitted(number, sight, prompts, ["fixed", "token", "pair", *(["entry"] if sight.rate else [])])

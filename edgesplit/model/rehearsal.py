@@ -7,6 +7,7 @@ Must not know: files, blocks, what is made of the numbers (accounting.py does).
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from edgesplit.runner.anatomy import Anatomy, cache_argument
+from edgesplit.runner.anatomy import Anatomy, AnatomyError, cache_argument
 from edgesplit.runner.cache import Sequence
 from edgesplit.runner.hollow import Range, Wire
 from edgesplit.runner.stage import Hidden, Stage
@@ -91,7 +92,7 @@ class Rehearsal:
         caches.advance(rows, tokens, None)
         tokens = watch.positions or tokens
         kept = tuple(self._kept(rows.cache, rows.kept))
-        return Forward(tokens, before, watch.flops, watch.sent, _logits(output, tokens), kept)
+        return Forward(tokens, before, watch.flops, watch.sent, _logits(output), kept)
 
     def _inputs(self, tokens: int, cache: Any) -> dict[str, Any]:
         device = self._stage.device
@@ -103,7 +104,10 @@ class Rehearsal:
         ids = {"input_ids": torch.zeros(1, tokens, dtype=torch.long, device=device)}
         if self._stage.kind == "encoder":
             return ids
-        return {**ids, cache_argument(type(self.model)): cache, "use_cache": True}
+        last = (
+            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(self.model).forward).parameters else {}
+        )
+        return {**ids, **last, cache_argument(type(self.model)): cache, "use_cache": True}
 
     def _kept(self, cache: Any, beside: Mapping[str, Any]) -> Iterator[Kept]:
         """Per layer, of its entries in the cache, of what the cache has beside them, and of its modules."""
@@ -146,10 +150,10 @@ def _tensors(name: str, value: Any, met: set[int]) -> Iterator[tuple[str, torch.
             yield from _tensors(f"{name}.{key}" if name else str(key), item, met)
 
 
-def _logits(output: Any, tokens: int) -> int:
+def _logits(output: Any) -> int:
     """Bytes of one position's."""
     logits = getattr(output, "logits", None)
-    return 0 if logits is None else logits.numel() * logits.element_size() // tokens
+    return 0 if logits is None else logits.shape[-1] * logits.element_size()
 
 
 class _Watch:
@@ -203,6 +207,8 @@ class _Watch:
     def _enter_layer(self, number: int) -> Any:
         def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.mark()
+            if self._at != number - 1:
+                raise AnatomyError(f"{type(self._model).__name__} does not run its layers once each, in their order")
             if number == 1:
                 value = args[0] if args else kwargs["hidden_states"]
                 self._sent[0] = self._bytes(value)

@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,11 @@ class Hidden:
         moved = (None if tensor is None else tensor.to(device) for tensor in self.tensors)
         told = {name: None if tensor is None else tensor.to(device) for name, tensor in self.told.items()}
         return Hidden(tuple(moved), self.tuple_, tuple(tensor.to(device) for tensor in self.carried), told)
+
+    def reaching(self, count: int) -> Hidden:
+        """With zeros for the first of so many positions where layers left them out, as nothing behind reads them."""
+        tensors = (None if tensor is None else _lengthened(tensor, count) for tensor in self.tensors)
+        return replace(self, tensors=tuple(tensors))
 
     def rows(self, numbers: Many[int]) -> Hidden:
         """Some of the rows. What layers are told belongs to single rows here, or to none of them."""
@@ -253,7 +258,7 @@ class Stage:
             inputs = {**self._arrive(arrived), **self._positions(rows, count, padding)}
             result: Any = self._run(inputs, rows, all_logits).cpu()
         except Leave as leave:
-            result = Hidden.of(leave.value, self._wire.carried.values(), self._wire.told).to("cpu")
+            result = Hidden.of(leave.value, self._wire.carried.values(), self._wire.told).reaching(count).to("cpu")
         finally:
             self._wire.clear()
         self.caches.leave(rows)
@@ -360,7 +365,12 @@ def _caches(model: PreTrainedModel, wire: Wire, device: torch.device) -> Caches:
 def _stack(rows: Many[torch.Tensor]) -> torch.Tensor:
     """Rows of different numbers of positions one below the other, shorter ones padded in front."""
     width = max(row.shape[1] for row in rows)
-    return torch.cat([torch.cat([row.new_zeros(1, width - row.shape[1], *row.shape[2:]), row], 1) for row in rows])
+    return torch.cat([_lengthened(row, width) for row in rows])
+
+
+def _lengthened(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    rows, missing = tensor.shape[0], count - tensor.shape[1]
+    return tensor if missing <= 0 else torch.cat([tensor.new_zeros(rows, missing, *tensor.shape[2:]), tensor], 1)
 
 
 def examine_count(config: PreTrainedConfig) -> int:

@@ -6,6 +6,7 @@ Must not know: how it was foretold.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -172,9 +173,12 @@ def flops(subject: Subject, steps: Sequence[int]) -> Iterator[Row]:
     prefix = f"{type(model).__name__}.{examine(model).layers}"
     stage = subject.stage(0, subject.blocks - 1)
     cache, seen = stage.caches.gather([stage.sequence()]).cache, 0
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     for tokens in steps:
         with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=UNKNOWN) as counter:
-            model(input_ids=torch.tensor([prompt(tokens)]), **{cache_argument(type(model)): cache}, use_cache=True)
+            model(
+                input_ids=torch.tensor([prompt(tokens)]), **last, **{cache_argument(type(model)): cache}, use_cache=True
+            )
         found, rest = counter.get_flop_counts(), counter.get_total_flops()
         when = f"{tokens} behind {seen}"
         for number, block in enumerate(blocks[1:-1]):

@@ -120,6 +120,7 @@ class Chain:
             value = stage.forward(sequences, value, padding, all_logits=all_logits)
             if isinstance(value, Hidden):
                 value = travel(value)
+        assert all(len({sequence.tokens for sequence in row}) == 1 for row in rows), "stages count differently"
         return value
 
 
