@@ -8,7 +8,7 @@ Must not know: sequences, caches, where weights come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -127,7 +127,9 @@ class _StandIn(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """Some ask it for its device, or for the vector of padding."""
-        return torch.zeros((), dtype=self.dtype, device=self.here.device).expand(self.rows, self.width)
+        table: Any = torch.zeros((), dtype=self.dtype, device=self.here.device).expand(self.rows, self.width)
+        table._is_hf_initialized = True
+        return table
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         arrived: torch.Tensor | None = self.arrived()
@@ -258,14 +260,13 @@ def _hollow(layer: nn.Module, forward: Any) -> None:
     layer.forward = forward
 
 
-def _strip(module: nn.Module) -> None:
-    spent = [name for name, table in module._buffers.items() if not _is_short(module, name, table)]
-    for names, registry in ((list(module._parameters), module._parameters), (spent, module._buffers)):
-        for name in names:
-            if registry.pop(name) is not None:
-                module.__dict__[name] = torch.empty(0)
-            else:
-                module.__dict__[name] = None
+def _strip(module: nn.Module, names: Iterable[str] | None = None) -> None:
+    """Of its weights and tables, unless `names` say which."""
+    tables = [name for name, table in module._buffers.items() if not _is_short(module, name, table)]
+    for name in [*module._parameters, *tables] if names is None else names:
+        registry: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+        if name in registry:
+            module.__dict__[name] = None if registry.pop(name) is None else torch.empty(0)
     module._is_hf_initialized = True  # nothing is left that transformers could initialise
 
 
@@ -328,13 +329,13 @@ class Lent:
 
     def withhold(self, model: PreTrainedModel, wire: Wire) -> None:
         """Before loading: leave no weight there that transformers would look for or make up."""
+        missing: set[str] = set()
         for path, lender in self._lenders(model, wire).items():
-            self._pairs += zip(model.get_submodule(path).modules(), lender.modules(), strict=True)
-        if not self._pairs:
-            return
-        for module, _ in self._pairs:
-            _empty(module, *module._parameters, *(module._buffers.keys() - module._non_persistent_buffers_set))
-        missing = {name for name, weight in _weights(model) if weight is None}
+            ours = model.get_submodule(path).named_modules(prefix=path)
+            for (name, module), theirs in zip(ours, lender.modules(), strict=True):
+                self._pairs.append((module, theirs))
+                missing |= {f"{name}.{weight}" for weight in module._parameters}
+                _strip(module, [*module._parameters, *(module._buffers.keys() - module._non_persistent_buffers_set)])
         ties = model.all_tied_weights_keys
         self._ties = {to: source for to, source in ties.items() if missing & {to, source}}
         ends = {name for tie in self._ties.items() for name in tie}
@@ -343,19 +344,22 @@ class Lent:
         biases = {to: ties[to] for to in ties.keys() - self._ties if to.rpartition(".")[0] in beside}
         for name in (*ends, *biases):
             path, _, weight = name.rpartition(".")
-            _empty(model.get_submodule(path), weight)
+            _strip(model.get_submodule(path), [weight])
         self._ties |= biases
         model.all_tied_weights_keys = {to: ties[to] for to in ties.keys() - self._ties}
 
     def give(self, model: PreTrainedModel) -> None:
         """After loading."""
         for module, lender in self._pairs:
-            module._parameters.update(lender._parameters)
-            module._buffers.update(lender._buffers)
+            for ours, theirs in ((module._parameters, lender._parameters), (module._buffers, lender._buffers)):
+                for name, held in theirs.items():
+                    module.__dict__.pop(name, None)
+                    ours[name] = held
         for tie in self._ties.items():
             ends = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tie]
-            shared = next(module._parameters[name] for module, name in ends if module._parameters[name] is not None)
+            shared = next(held for module, name in ends if (held := module._parameters.get(name)) is not None)
             for module, name in ends:
+                module.__dict__.pop(name, None)
                 module._parameters[name] = shared
 
     def _lenders(self, model: PreTrainedModel, wire: Wire) -> dict[str, nn.Module]:
@@ -372,15 +376,3 @@ class Lent:
 
 def _holds(path: str, *models: PreTrainedModel) -> bool:
     return not any(isinstance(model.get_submodule(path), _StandIn) for model in models)
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter | None]]:
-    for path, module in model.named_modules():
-        yield from ((f"{path}.{name}", weight) for name, weight in module._parameters.items())
-
-
-def _empty(module: nn.Module, *names: str) -> None:
-    for name in names:
-        registry: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
-        registry[name] = None
-    module._is_hf_initialized = True
