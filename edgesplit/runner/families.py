@@ -39,6 +39,7 @@ _TABLE = {
     "minimax": Family(joins=False, cache="minimax"),  # it ignores the padding of its batch
     "rwkv": Family(cache="rwkv", returns=True),
     "xlstm": Family(cache="xlstm", returns=True),
+    "moshi": Family(whole=True),  # a prompt sees all of itself, its cache keeps a window: in pieces it sees less
     "bloom": Family(joins=True),  # these three read positions off the mask
     "mpt": Family(joins=True),
     "opt": Family(joins=True),
