@@ -40,8 +40,8 @@ from transformers import (
 )
 
 from edgesplit.runner.anatomy import model_class, read_config
+from edgesplit.runner.hidden import Prompt
 from edgesplit.runner.images import Images, _without_videos
-from edgesplit.runner.stage import Prompt
 
 LAYERS = 3  # of the text model, and of the tower: they must not be taken for each other
 IMAGE = 290  # the token that stands for a piece of an image

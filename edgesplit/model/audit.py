@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from edgesplit.errors import InputError
-from edgesplit.runner.stage import Hidden, Stage
+from edgesplit.runner.hidden import Hidden
+from edgesplit.runner.stage import Stage
 from edgesplit.runner.tokens import NoTokenizer, load_tokenizer
 from edgesplit.values import Value
 

@@ -21,8 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from edgesplit.runner.anatomy import Anatomy, AnatomyError, cache_argument
 from edgesplit.runner.cache import Sequence
+from edgesplit.runner.hidden import Hidden
 from edgesplit.runner.hollow import Range, Wire
-from edgesplit.runner.stage import Hidden, Stage
+from edgesplit.runner.stage import Stage
 
 Kept = Mapping[str, torch.Tensor]  # what a layer holds for a sequence, by name
 
@@ -174,7 +175,9 @@ class _Watch:
 
     @property
     def sent(self) -> tuple[int, ...]:
-        """With the embeddings and the layers' outputs that travel on."""
+        """With the embeddings and the layers' outputs that travel on. A layer that does not run passes on what comes."""
+        for number in range(1, len(self._sent)):
+            self._sent[number] = self._sent[number] or self._sent[number - 1]
         carried = sum(tensor.nbytes for tensor in self._carried.values())
         kept = [sum(self._sent[index + 1] for index in self._anatomy.kept if index < n) for n in range(len(self._sent))]
         return tuple(sent + carried + more for sent, more in zip(self._sent, kept, strict=True))
@@ -207,7 +210,7 @@ class _Watch:
     def _enter_layer(self, number: int) -> Any:
         def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.mark()
-            if self._at != number - 1:
+            if self._at >= number:
                 raise AnatomyError(f"{type(self._model).__name__} does not run its layers once each, in their order")
             if number == 1:
                 value = args[0] if args else kwargs["hidden_states"]

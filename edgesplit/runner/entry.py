@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from .catchup import CatchUp
+from .hidden import Prompt
 from .ring import RECENT, Ring, median
 from .sampling import Sampler, Sampling, Scored, scored
 from .scheduler import Groups, Turn, Work, depth
-from .stage import Prompt
 from .state import State
 from .wire import Lap
 from .worker import Worker

@@ -17,6 +17,7 @@ class Family:
     argument `state` and returns the new one as its second result. `ids`: the config's list of layers, counted from 1,
     that read token ids, which do not leave the entry. `every`: the config's number of layers after each of which what
     was computed so far is kept, for all later layers to read, so that it travels on too.
+    `folded`: hidden states come several at once, in front of the rows; they cross boundaries behind the positions.
     """
 
     carried: tuple[str, ...] = ()
@@ -27,13 +28,14 @@ class Family:
     returns: bool = False
     ids: str = ""
     every: str = ""
+    folded: bool = False
 
 
 _PLAIN = Family()
 _TABLE = {
     "zamba": Family(carried=("embed_tokens",)),
     "zamba2": Family(carried=("embed_tokens",)),
-    "gemma3n_text": Family(carried=("embed_tokens", "embed_tokens_per_layer")),
+    "gemma3n_text": Family(carried=("embed_tokens", "embed_tokens_per_layer"), folded=True),
     "gemma4_text": Family(carried=("embed_tokens", "embed_tokens_per_layer")),
     "recurrent_gemma": Family(keeps=("recurrent_states", "conv1d_state")),
     "minimax": Family(joins=False, cache="minimax"),  # it ignores the padding of its batch

@@ -12,6 +12,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +61,18 @@ def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
 
     from .devices import best_device, device_name, memory_of
     from .limits import arithmetic
-    from .stage import examine_count
 
     threads = arguments["threads"] or thread_count()
     torch.set_num_threads(threads)
     device = best_device()
     config = _config(arguments["config"], arguments["code"])
-    layers = examine_count(config)
+    layers, arrive = _boundary(config, arguments)
     many = _fitting(layers, arguments["layer_bytes"], memory()["memory_available"])
-    few = _Forwards(config, 1, arguments, device)
+    few = _Forwards(_random(config, (1, 1), arguments, device), arguments, arrive)
     runtime = few.runtime_bytes()
     runs = {f"few {name}": run for name, run in few.runs(("step", "piece")).items()}
     if many > 1:
-        every = _Forwards(config, many, arguments, device)
+        every = _Forwards(_random(config, (1, many), arguments, device), arguments, arrive)
         runs |= {f"many {name}": run for name, run in every.runs().items()}
     else:
         runs |= {f"many {name}": run for name, run in few.runs().items()}
@@ -119,14 +119,14 @@ def _random(config: Any, blocks: tuple[int, int], arguments: dict[str, Any], dev
 
 
 Run = Callable[[], Any]
+Arrive = Callable[[int, int], Any]
 
 
 class _Forwards:
-    """The forwards of one stage of `count` layers that are timed."""
+    """The forwards of one stage that are timed."""
 
-    def __init__(self, config: Any, count: int, arguments: dict[str, Any], device: str) -> None:
-        self._config, self._arguments, self._device = config, arguments, device
-        self._stage = _random(config, (1, count), arguments, device)
+    def __init__(self, stage: Any, arguments: dict[str, Any], arrive: Arrive) -> None:
+        self._stage, self._arguments, self._arrive = stage, arguments, arrive
 
     def runtime_bytes(self) -> int:
         """What a runner takes beside weights and caches: this process after a first forward, without its weights."""
@@ -141,7 +141,7 @@ class _Forwards:
         return {name: run for name in names if (run := getattr(self, f"_{name.replace(' ', '_')}")()) is not None}
 
     def _hidden(self, tokens: int, rows: int = 1) -> Any:
-        return _hidden(self._config, tokens, self._arguments, self._device, rows)
+        return self._arrive(tokens, rows)
 
     def _behind(self, context: int) -> Any:
         """A sequence that has seen so many tokens."""
@@ -202,6 +202,8 @@ def _head(config: Any, layers: int, arguments: dict[str, Any], device: str, step
 
     stage = _random(config, (layers + 1, layers + 1), arguments, device)
     sequence, sampler, tokens = stage.sequence(), Sampler(Sampling()), [0] * arguments["contexts"][1]
+    carried = (*step.carried, *step.carried[-1:] * stage.carried)[: stage.carried]  # outputs of layers, all alike
+    step = replace(step, carried=carried)
     logits = stage.forward(sequence, step)
     return {
         "head": lambda: stage.forward(sequence, step),
@@ -209,13 +211,29 @@ def _head(config: Any, layers: int, arguments: dict[str, Any], device: str, step
     }
 
 
-def _hidden(config: Any, tokens: int, arguments: dict[str, Any], device: str, rows: int = 1) -> Any:
+def _boundary(config: Any, arguments: dict[str, Any]) -> tuple[int, Arrive]:
+    """How many layers there are, and what comes to the first of them, for so many tokens and rows: an embedding without
+    weights tells its shapes."""
     import torch
 
-    from .stage import DTYPES, Hidden
+    from .hidden import Hidden
+    from .stage import Stage
 
-    width = int(config.get_text_config(decoder=True).hidden_size)
-    return Hidden((torch.randn(rows, tokens, width).to(device, DTYPES[arguments["dtype"]]),))
+    stage = Stage.random(config, 0, 0, arguments["dtype"], "meta")
+
+    def made(shape: Any, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+
+    def arrive(tokens: int, rows: int) -> Hidden:
+        if stage.kind == "encoder":
+            width = int(config.get_text_config(decoder=True).hidden_size)
+            return Hidden((made((rows, tokens, width), stage.model.dtype),))
+        group = [stage.sequence() for _ in range(rows)]
+        sent = stage.forward(group, torch.zeros(rows, tokens, dtype=torch.long))
+        tensors = (None if tensor is None else made(tensor.shape, tensor.dtype) for tensor in sent.tensors)
+        return Hidden(tuple(tensors), sent.tuple_, tuple(made(each.shape, each.dtype) for each in sent.carried))
+
+    return stage.range.layers, arrive
 
 
 def _interleaved(runs: dict[str, Run], device: str, threads: int) -> dict[str, float]:

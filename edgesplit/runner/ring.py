@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from .cache import Sequence
+from .hidden import Hidden, Prompt
 from .link import Sender
 from .manifest import Manifest
 from .scheduler import Turn, Work
-from .stage import Hidden, Prompt, Stage
+from .stage import Stage
 from .state import Event, State, step
 from .wire import Flag, Kind, Lap, Message, Row, Tensor
 from .worker import Worker

@@ -12,9 +12,8 @@ import copy
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ from .anatomy import Kind, cache_argument, read_config
 from .arithmetic import widen
 from .cache import Caches, Rows, Sequence
 from .families import family
+from .hidden import Hidden, Prompt, stack
 from .hollow import Leave, Lent, Wire, hollowed
 from .precision import Scheme, is_quantised, scheme
 from .quantised import Quantised, QuantisedError, matrices
 from .sealed import SealedCaches
-from .told import Told
 from .weights import lazy_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,84 +37,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 class StageError(RuntimeError):
     """The stage could not be loaded from its shards."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids with what belongs to them, such as the pixels of images; an encoder of images takes no ids."""
-
-    ids: torch.Tensor | None
-    inputs: Mapping[str, torch.Tensor]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and positions; of images alone nobody knows yet how many positions they become, so they count as one."""
-        if self.ids is None:
-            return next(iter(self.inputs.values())).shape[0], 1
-        return self.ids.shape[0], self.ids.shape[1]
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """What crosses a boundary: what the last layer returned. `tuple_` when that was a tuple; absent entries are None.
-
-    Of a tuple, the first tensor travels, and others that also hold a value per position (attention weights do not).
-    `carried`: the embeddings that later layers read again, in the order of the family's table. `told`: what the layers
-    are told besides; where rows ran one by one, by the row's number, a slash and the name.
-    """
-
-    tensors: tuple[torch.Tensor | None, ...]
-    tuple_: bool = False
-    carried: tuple[torch.Tensor, ...] = ()
-    told: Told = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, value: Any, carried: Iterable[torch.Tensor] = (), told: Told | None = None) -> Hidden:
-        if isinstance(value, torch.Tensor):
-            return cls((value,), False, tuple(carried), told or {})
-        kept = [
-            item if isinstance(item, torch.Tensor) and item.shape[:2] == value[0].shape[:2] else None for item in value
-        ]
-        return cls(tuple(kept), True, tuple(carried), told or {})
-
-    def value(self) -> Any:
-        return self.tensors if self.tuple_ else self.tensors[0]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and positions."""
-        first = next(tensor for tensor in (*self.carried, *self.tensors) if tensor is not None)
-        return first.shape[0], first.shape[1]
-
-    def to(self, device: torch.device | str) -> Hidden:
-        moved = (None if tensor is None else tensor.to(device) for tensor in self.tensors)
-        told = {name: None if tensor is None else tensor.to(device) for name, tensor in self.told.items()}
-        return Hidden(tuple(moved), self.tuple_, tuple(tensor.to(device) for tensor in self.carried), told)
-
-    def reaching(self, count: int) -> Hidden:
-        """With zeros for the first of so many positions where layers left them out, as nothing behind reads them."""
-        tensors = (None if tensor is None else _lengthened(tensor, count) for tensor in self.tensors)
-        return replace(self, tensors=tuple(tensors))
-
-    def rows(self, numbers: Many[int]) -> Hidden:
-        """Some of the rows. What layers are told belongs to single rows here, or to none of them."""
-        chosen = list(numbers)
-        tensors = tuple(None if tensor is None else tensor[chosen] for tensor in self.tensors)
-        told = {
-            f"{place}/{name.removeprefix(f'{number}/')}": tensor
-            for place, number in enumerate(chosen)
-            for name, tensor in self.told.items()
-            if name.startswith(f"{number}/")
-        }
-        return Hidden(tensors, self.tuple_, tuple(tensor[chosen] for tensor in self.carried), told)
-
-    def row(self, number: int, start: int) -> Hidden:
-        """One row, from a position on."""
-        cut = (None if tensor is None else tensor[number : number + 1, start:] for tensor in self.tensors)
-        carried = tuple(tensor[number : number + 1, start:] for tensor in self.carried)
-        mine = f"{number}/"
-        told = {name.removeprefix(mine): tensor for name, tensor in self.told.items() if name.startswith(mine)}
-        return Hidden(tuple(cut), self.tuple_, carried, told)
 
 
 class Stage:
@@ -127,9 +48,11 @@ class Stage:
         self._wire = wire
         self.device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
         known = family(model.config.model_type, model.config.get_text_config(decoder=True).model_type)
+        self._home = self.device if self.device.type == "meta" else torch.device("cpu")  # where its answers go
         # May a prompt come in pieces? Most recurrent families begin with a blank state at each (mamba, jamba, bamba).
         self.chunks = self.kind != "encoder" and not (known.whole or getattr(type(model), "_is_stateful", False))
         self.caches = _caches(model, wire, self.device)
+        self._folded = known.folded
         self._takes = frozenset(inspect.signature(type(model).forward).parameters)
         self._cache = cache_argument(type(model))
 
@@ -221,6 +144,8 @@ class Stage:
             kind = hollowed(config, (first, last), DTYPES[dtype], wire, prepare)
             model = kind._from_config(config, dtype=DTYPES[dtype])
         model.to_empty(device=device)
+        for table in model.buffers():
+            table.zero_()  # what is looked up by them is there
         quantised.fill(model, device)
         with torch.no_grad():
             for weight in model.parameters():
@@ -256,9 +181,10 @@ class Stage:
         self.caches.enter(rows)
         try:
             inputs = {**self._arrive(arrived), **self._positions(rows, count, padding)}
-            result: Any = self._run(inputs, rows, all_logits).cpu()
+            result: Any = self._run(inputs, rows, all_logits).to(self._home)
         except Leave as leave:
-            result = Hidden.of(leave.value, self._wire.carried.values(), self._wire.told).reaching(count).to("cpu")
+            value = leave.value.movedim(0, 2) if self._folded else leave.value
+            result = Hidden.of(value, self._wire.carried.values(), self._wire.told).reaching(count).to(self._home)
         finally:
             self._wire.clear()
         self.caches.leave(rows)
@@ -283,6 +209,8 @@ class Stage:
             return {"input_ids": arrived.to(self.device)}
         here = arrived.to(self.device)
         self._wire.arrived, self._wire.told = here.value(), here.told
+        if self._folded:
+            self._wire.arrived = self._wire.arrived.movedim(2, 0).contiguous()
         self._wire.carried = dict(zip(self._wire.carries, here.carried, strict=True))
         if self.model.main_input_name == "pixel_values":
             return {"pixel_values": self._black(here.shape[0])}
@@ -334,13 +262,13 @@ class Stage:
             row = arrived.row(number, start) if isinstance(arrived, Hidden) else arrived[number : number + 1, start:]
             results.append(self.forward(sequence, row, all_logits=all_logits))
         if not isinstance(results[0], Hidden):
-            return _stack(results)
+            return stack(results)
         first = results[0]
         columns = zip(*(result.tensors for result in results), strict=True)
-        tensors = tuple(None if column[0] is None else _stack(column) for column in columns)
+        tensors = tuple(None if column[0] is None else stack(column) for column in columns)
         carried = zip(*(result.carried for result in results), strict=True)
         told = {f"{row}/{name}": tensor for row, result in enumerate(results) for name, tensor in result.told.items()}
-        return Hidden(tensors, first.tuple_, tuple(_stack(column) for column in carried), told)
+        return Hidden(tensors, first.tuple_, tuple(stack(column) for column in carried), told)
 
 
 def _caches(model: PreTrainedModel, wire: Wire, device: torch.device) -> Caches:
@@ -360,21 +288,6 @@ def _caches(model: PreTrainedModel, wire: Wire, device: torch.device) -> Caches:
     takes = inspect.signature(type(model).forward).parameters
     caches.joins &= known.joins is True or "position_ids" in takes or not caches.attends
     return caches
-
-
-def _stack(rows: Many[torch.Tensor]) -> torch.Tensor:
-    """Rows of different numbers of positions one below the other, shorter ones padded in front."""
-    width = max(row.shape[1] for row in rows)
-    return torch.cat([_lengthened(row, width) for row in rows])
-
-
-def _lengthened(tensor: torch.Tensor, count: int) -> torch.Tensor:
-    rows, missing = tensor.shape[0], count - tensor.shape[1]
-    return tensor if missing <= 0 else torch.cat([tensor.new_zeros(rows, missing, *tensor.shape[2:]), tensor], 1)
-
-
-def examine_count(config: PreTrainedConfig) -> int:
-    return int(config.get_text_config(decoder=True).num_hidden_layers)
 
 
 def _renew_buffers(model: PreTrainedModel, wire: Wire, device: str) -> None:

@@ -20,8 +20,9 @@ from transformers import PreTrainedConfig
 from edgesplit.model.blocks import EMBEDDING, Block
 from edgesplit.runner.anatomy import cache_argument, examine
 from edgesplit.runner.cache import Sequence as Cached
+from edgesplit.runner.hidden import Hidden
 from edgesplit.runner.sealed import SealedCaches
-from edgesplit.runner.stage import Hidden, Stage
+from edgesplit.runner.stage import Stage
 from families.outcome import Outcome
 from families.subject import Chain, Subject
 from families.upstream import prompt

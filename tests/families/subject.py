@@ -14,9 +14,10 @@ import torch
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint
 from edgesplit.model.shards import Cut, cut
 from edgesplit.runner.cache import Sequence as Cached
+from edgesplit.runner.hidden import Hidden
 from edgesplit.runner.manifest import Manifest, Service, StagePlace
 from edgesplit.runner.ring import _arrived, _to_wire
-from edgesplit.runner.stage import Hidden, Stage
+from edgesplit.runner.stage import Stage
 from edgesplit.runner.store import Store
 from edgesplit.runner.wire import Decoder, Flag, Kind, Message, Row, encode
 from families import upstream

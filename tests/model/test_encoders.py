@@ -40,7 +40,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.runner.anatomy import AnatomyError, examine, model_class, skeleton
-from edgesplit.runner.stage import Hidden, Prompt, Stage
+from edgesplit.runner.hidden import Hidden, Prompt
+from edgesplit.runner.stage import Stage
 
 LAYERS = 3
 CUTS = [(), (0,), (1,), (2,), (3,), (0, 2), (0, 1, 2, 3)]  # last block of every stage but the last

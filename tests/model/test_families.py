@@ -14,7 +14,7 @@ from families.subject import Subject, WireChanged, travel
 from families.worker import Result, examine
 
 from edgesplit.model.blocks import Chain
-from edgesplit.runner.stage import Hidden
+from edgesplit.runner.hidden import Hidden
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns of its own configs

@@ -17,7 +17,8 @@ SCRIPT = """
 import json, sys
 import torch
 from transformers import LlamaForCausalLM
-from edgesplit.runner.stage import Hidden, Stage
+from edgesplit.runner.hidden import Hidden
+from edgesplit.runner.stage import Stage
 from pathlib import Path
 
 def resident(name):

@@ -26,12 +26,13 @@ from edgesplit.runner.api import Api, Front
 from edgesplit.runner.catchup import CLOSE
 from edgesplit.runner.core import CoreError
 from edgesplit.runner.entry import Entry, Overloaded, Request
+from edgesplit.runner.hidden import Hidden
 from edgesplit.runner.link import LinkError
 from edgesplit.runner.manifest import StagePlace
 from edgesplit.runner.ring import Ring
 from edgesplit.runner.sampling import Sampler, Sampling
 from edgesplit.runner.scheduler import Turn, Work
-from edgesplit.runner.stage import Hidden, Stage
+from edgesplit.runner.stage import Stage
 from edgesplit.runner.store import StoreError
 from edgesplit.runner.wire import Kind, Message, Row
 from edgesplit.runner.worker import Worker

@@ -26,8 +26,9 @@ from transformers import (
 )
 
 from edgesplit.runner.anatomy import AnatomyError, examine, model_class, read_config
+from edgesplit.runner.hidden import Hidden
 from edgesplit.runner.hollow import Range
-from edgesplit.runner.stage import Hidden, Stage, StageError
+from edgesplit.runner.stage import Stage, StageError
 
 LAYERS = 3  # blocks: 0 embedding, 1 to 3 layers, 4 head
 PROMPT = [40, 7, 99, 140, 23, 200, 81, 17, 64]

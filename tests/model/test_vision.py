@@ -16,8 +16,9 @@ from visions import FAMILIES, IMAGE, LAYERS, Case, save
 from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.runner.anatomy import read_config
 from edgesplit.runner.cache import Exported
+from edgesplit.runner.hidden import Hidden, Prompt
 from edgesplit.runner.ring import _from_wire, _to_wire
-from edgesplit.runner.stage import Hidden, Prompt, Stage
+from edgesplit.runner.stage import Stage
 from edgesplit.runner.told import ToldError, gather, restore
 from edgesplit.runner.wire import Tensor
 
