@@ -175,7 +175,7 @@ class _Watch:
 
     @property
     def sent(self) -> tuple[int, ...]:
-        """With the embeddings and the layers' outputs that travel on. A layer that does not run passes on what comes."""
+        """With the embeddings and outputs that travel on; a layer that does not run lets pass what comes."""
         for number in range(1, len(self._sent)):
             self._sent[number] = self._sent[number] or self._sent[number - 1]
         carried = sum(tensor.nbytes for tensor in self._carried.values())

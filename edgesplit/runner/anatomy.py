@@ -93,7 +93,11 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 def model_kind(config: PreTrainedConfig) -> Kind:
     """Raises AnatomyError for what is none of these."""
-    kind, single = model_class(config), config.get_text_config(decoder=True) is config
+    return _kind_of(model_class(config), config)
+
+
+def _kind_of(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Kind:
+    single = config.get_text_config(decoder=True) is config
     if kind.can_generate():
         return "text" if single else "vision"
     if not single:
@@ -148,7 +152,7 @@ def _language(config: PreTrainedConfig) -> PreTrainedConfig:
 def examine(model: PreTrainedModel) -> Anatomy:
     """Find the parts. Raises AnatomyError."""
     names = {id(module): name for name, module in model.named_modules()}
-    text, kind = model.config.get_text_config(decoder=True), model_kind(model.config)
+    text, kind = model.config.get_text_config(decoder=True), _kind_of(type(model), model.config)
     try:
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     except NotImplementedError as error:

@@ -144,8 +144,10 @@ class Stage:
             kind = hollowed(config, (first, last), DTYPES[dtype], wire, prepare)
             model = kind._from_config(config, dtype=DTYPES[dtype])
         model.to_empty(device=device)
-        for table in model.buffers():
-            table.zero_()  # what is looked up by them is there
+        for module in model.modules():  # what is looked up by whole numbers is there; those of a checkpoint may divide
+            for name, table in module._buffers.items():
+                if table is not None and not table.is_floating_point():
+                    table.fill_(name not in module._non_persistent_buffers_set)
         quantised.fill(model, device)
         with torch.no_grad():
             for weight in model.parameters():
