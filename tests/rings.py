@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from conftest import LOCALHOST, free_port
 from links import eventually, identities, manifest
+from sealed import known, sealed
 
 from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.model.shards import Cut, cut
@@ -36,7 +37,7 @@ def ship(model: Path, folder: Path) -> Cargo:
     (folder / "shards").mkdir()
     (folder / "files").mkdir()
     for sha, shard in made.all().items():
-        (folder / "shards" / f"{sha}.safetensors").write_bytes(b"".join(shard.chunks()))
+        (folder / "shards" / f"{sha}.sealed").write_bytes(sealed(b"".join(shard.chunks()), sha))
     for sha, file in made.files.values():
         (folder / "files" / sha).write_bytes(file.read_bytes())
     return Cargo(folder, made)
@@ -75,7 +76,7 @@ class Rig:
         wanted = self.manifest(epoch, *placement, **service)
         hosts = [self.cores[host] for host in dict.fromkeys(placement)]
         for core in hosts:
-            core.prepare(wanted)
+            core.prepare(*known(wanted))
         for core in hosts:
             core.link(epoch, 5.0)
         hosts[0].trial(epoch, 5.0)

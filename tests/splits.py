@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from links import manifest
+from sealed import key, sealed
 from transformers import PreTrainedModel
 
 from edgesplit.model.checkpoint import Checkpoint
@@ -27,10 +28,17 @@ def ship(checkpoint: Checkpoint, folder: Path) -> Store:
     for name in ("shards", "files"):
         (folder / name).mkdir(parents=True)
     for sha, shard in made.all().items():
-        (folder / "shards" / f"{sha}.safetensors").write_bytes(b"".join(shard.chunks()))
+        (folder / "shards" / f"{sha}.sealed").write_bytes(sealed(b"".join(shard.chunks()), sha))
     for sha, file in made.files.values():
         (folder / "files" / sha).write_bytes(file.read_bytes())
-    return Store(folder)
+    return opened(folder)
+
+
+def opened(folder: Path) -> Store:
+    """With the keys of all its shards."""
+    store = Store(folder)
+    store.keys = {path.stem: key(path.stem) for path in (folder / "shards").iterdir()}
+    return store
 
 
 def manifest_of(checkpoint: Checkpoint, folder: Path, ends: Iterable[int], **changes: Any) -> Manifest:
@@ -50,10 +58,10 @@ def manifest_of(checkpoint: Checkpoint, folder: Path, ends: Iterable[int], **cha
 
 def stages(checkpoint: Checkpoint, folder: Path, *ends: int, trusted: bool = False) -> list[Stage]:
     """Each loaded from a folder that holds its own shards only."""
-    store = Store(folder) if (folder / "shards").is_dir() else ship(checkpoint, folder)
+    store = opened(folder) if (folder / "shards").is_dir() else ship(checkpoint, folder)
     wanted = manifest_of(checkpoint, folder, ends, trust_remote_code=trusted)
     return [
-        Stage.load(store.lay_out(wanted, number), place.first, place.last, "float32", trusted=trusted)
+        Stage.load(store.lay_out(wanted, number), place.first, place.last, "float32", trusted=trusted, keys=store.keys)
         for number, place in enumerate(wanted.stages)
     ]
 

@@ -1,4 +1,5 @@
-"""The deployment's keys: a certificate authority for the data plane, and the key that signs commands.
+"""The deployment's keys: a certificate authority for the data plane, the key that signs commands, and the one that the
+keys of shards come from.
 
 They are made once per deployment and kept on the trusted entry host, so that any controller that may log in there can
 take over. Each host gets a key and a certificate of its own; the manifest names the certificates by fingerprint.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -17,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
 from edgesplit.errors import DeployError
@@ -28,11 +31,13 @@ SKEW = datetime.timedelta(days=365)  # a board without a battery-backed clock wa
 
 
 class Secrets(Value):
-    """PEM texts. Never printed, never in a manifest; one file of mode 600 on the entry host."""
+    """PEM texts, and 32 bytes in hexadecimal. Never printed, never in a manifest; one file of mode 600 on the entry
+    host."""
 
     authority_key: str
     authority: str
     command_key: str
+    shard_key: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ def create(deployment: str, now: datetime.datetime) -> Secrets:
         authority_key=_pem(key),
         authority=_text(certificate.sign(key, hashes.SHA256())),
         command_key=_pem(Ed25519PrivateKey.generate()),
+        shard_key=os.urandom(32).hex(),
     )
 
 
@@ -62,6 +68,12 @@ def command_key(secrets: Secrets) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise DeployError("the deployment's command key is damaged", "take the deployment down and deploy again")
     return key
+
+
+def shard_key(secrets: Secrets, sha256: str) -> bytes:
+    """The key of the shard with this content: who has it can open that shard and no other (HKDF, RFC 5869)."""
+    derived = HKDF(hashes.SHA256(), 32, None, f"edgesplit shard {sha256}".encode())
+    return derived.derive(bytes.fromhex(secrets.shard_key))
 
 
 def issue(secrets: Secrets, host: str, now: datetime.datetime) -> HostKeys:

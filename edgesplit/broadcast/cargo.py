@@ -23,16 +23,21 @@ from edgesplit.split import Split
 # Room on the wire beside the hidden states of one chunk: some families send the embeddings and a fourfold stream too.
 WIRE_ROWS = 16 * 2**10  # bytes for the names of sequences and for what stages tell of their time
 WIRE_SLACK = 8
+KEPT = ("shards", "files")  # folders of what is named by content; what a cut left in them is gone on with
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One file that may travel: its path in the deployment's folder, its hash and size, and how to read its bytes."""
+    """One file that may travel: its path in the deployment's folder, its hash and size, and how to read its bytes.
+
+    `sealed`: the host writes it down sealed.
+    """
 
     path: str
     sha256: str
     size: int
     chunks: Callable[[], Iterator[bytes]]
+    sealed: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ class Cargo:
         """Everything that may travel, by path."""
         archive = self.archive
         things = [Thing(archive.name, archive.sha256, len(archive.data), lambda: iter([archive.data]))]
-        things += [Thing(shard_path(s.sha256), s.sha256, s.size, s.chunks) for s in self.cut.all().values()]
+        things += [
+            Thing(shard_path(s.sha256), s.sha256, s.size, s.chunks, sealed=True) for s in self.cut.all().values()
+        ]
         for sha, file in self.cut.files.values():
             data = file.read_bytes()
             things.append(Thing(f"files/{sha}", sha, len(data), partial(_once, data)))
@@ -69,14 +76,18 @@ class Cargo:
         manifest = self.manifest(target, {})
         needs = {}
         for host in target.hosts:
-            paths = {shard_path(manifest.shards[block]) for block in manifest.blocks(host)}
-            paths |= {
-                shard_path(manifest.common),
+            paths = {
+                *map(shard_path, manifest.needed(host)),
                 self.archive.name,
                 *(f"files/{sha}" for sha in manifest.files.values()),
             }
             needs[host] = Need({path: self.things[path].size for path in paths})
         return needs
+
+    def stock(self, split: Split | None, host: str) -> set[str]:
+        """The weights and side files that a host needs for a split."""
+        need = self.needs(split).get(host) if split is not None else None
+        return {path for path in need.objects if path.partition("/")[0] in KEPT} if need is not None else set()
 
     def manifest(self, target: Split, fingerprints: Mapping[str, str]) -> Manifest:
         """The manifest of a split whose epoch is set."""
@@ -125,7 +136,7 @@ def split_of(kept: Manifest) -> Split:
 
 
 def shard_path(sha256: str) -> str:
-    return f"shards/{sha256}.safetensors"
+    return f"shards/{sha256}.sealed"
 
 
 def _once(data: bytes) -> Iterator[bytes]:

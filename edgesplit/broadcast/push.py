@@ -13,16 +13,16 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, Protocol
 
-from edgesplit.broadcast.authority import command_key
-from edgesplit.broadcast.cargo import Cargo, split_of
+from edgesplit.broadcast.authority import Secrets, command_key, shard_key
+from edgesplit.broadcast.cargo import KEPT, Cargo, split_of
 from edgesplit.broadcast.keyring import host_keys, secrets_of
 from edgesplit.broadcast.remote import PYTHON_HINT, NotServing, ask, manifest, no_python, present, status
 from edgesplit.broadcast.ship import Shipment
-from edgesplit.broadcast.signing import Signer
+from edgesplit.broadcast.signing import NOTHING, Signer
 from edgesplit.broadcast.transition import Phase, Presence, Step, transition
 from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, FleetError, HostError, MovedError, Unreachable
 from edgesplit.hosts import commands
@@ -39,7 +39,6 @@ TRIAL_SECONDS = 60.0
 KEEP_SECONDS = 86400.0  # weights that fell out of use stay a day: whoever left because of trouble may come back
 AS_BEFORE = "the hosts are as they were"
 CUT_OFF = "what serves is as it was; the next deploy sends only the rest (edgesplit down removes what has arrived)"
-KEPT = ("shards", "files")  # folders of what is named by content; what a cut left in them is gone on with
 
 
 class Progress(Protocol):
@@ -163,7 +162,7 @@ class _Act:
     shipping: bool = False
     cut: bool = False  # the way to a host was lost while things were shipped
     prepared: bool = False
-    signer: Signer | None = None
+    secrets: Secrets | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     count: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -246,6 +245,7 @@ class _Act:
             self.cargo.archive.name,
             [self.cargo.things[path] for path in step.objects],
             lambda size: self.progress.sent(step, size),
+            partial(shard_key, self._known),
             dict(self.scene.presences[host.name].parts),
         ).carry_out()
 
@@ -260,8 +260,8 @@ class _Act:
         archive, presence = self.cargo.archive.name, self.scene.presences[host.name]
         if archive not in presence.objects and not (self.committed and host.name in self.target.hosts):
             return
-        used = _needed(self.cargo, self.scene.running, host.name) & presence.objects
-        keep = _needed(self.cargo, self.target, host.name) | (set() if self.committed else used)
+        used = self.cargo.stock(self.scene.running, host.name) & presence.objects
+        keep = self.cargo.stock(self.target, host.name) | (set() if self.committed else used)
         keep |= {f"{path}.part" for path in keep}
         words = {"folders": ["shards", "files"], "keep": sorted(keep), "used": sorted(used - keep), "age": age}
         spec = self.cargo.inventory.hosts[host.name]
@@ -285,7 +285,8 @@ class _Act:
 
     def _prepare(self, host: Host, _: Step) -> None:
         manifest = self.cargo.manifest(self.target, self.fingerprints)
-        self._say(host, "prepare", LOAD_SECONDS, manifest=manifest.to_dict())
+        keys = {sha: shard_key(self._known, sha).hex() for sha in manifest.needed(host.name)}
+        self._say(host, "prepare", LOAD_SECONDS, {"keys": keys}, manifest=manifest.to_dict())
 
     def _commit(self, host: Host, _: Step) -> None:
         """The moment of change. An answer that is lost on the way is asked for again before anything is undone."""
@@ -314,8 +315,7 @@ class _Act:
     def _keys(self) -> None:
         """The deployment's secrets from the entry host, made there on the first day; a key pair for each host."""
         entry, now = self.hosts[self.cargo.plan.entry], _now()
-        secrets = secrets_of(self.cargo.name, entry, self._folder(entry), now)
-        self.signer = Signer(self.cargo.name, command_key(secrets))
+        secrets = self.secrets = secrets_of(self.cargo.name, entry, self._folder(entry), now)
 
         def keys(host: Host) -> str:
             running = self.scene.presences[host.name].epochs is not None
@@ -323,13 +323,20 @@ class _Act:
 
         self.fingerprints.update(each({name: self.hosts[name] for name in self.target.hosts}, keys))
 
+    @property
+    def _known(self) -> Secrets:
+        assert self.secrets is not None  # noqa: S101 - they come with SHIP, before any shard and any word
+        return self.secrets
+
     # --- words to the runners ---
 
-    def _say(self, host: Host, verb: str, seconds: float, **fields: Any) -> dict[str, Any]:
-        assert self.signer is not None  # noqa: S101 - keys come with SHIP, before any word
+    def _say(
+        self, host: Host, verb: str, seconds: float, beside: Mapping[str, Any] = NOTHING, **fields: Any
+    ) -> dict[str, Any]:
         # the clock makes serials rise; a controller whose clock lags goes on from what the runners have seen
         serial = max(time.time_ns(), self.scene.serial + next(self.count))
-        envelope = self.signer.seal(verb, serial, **{"epoch": self.target.epoch, **fields})
+        signer = Signer(self.cargo.name, command_key(self._known))
+        envelope = signer.seal(verb, serial, beside, **{"epoch": self.target.epoch, **fields})
         spec = self.cargo.inventory.hosts[host.name]
         return ask(host, spec, self._folder(host), self.cargo.archive.name, envelope, seconds)
 
@@ -370,12 +377,6 @@ class _Act:
         if not presence.keys:
             fresh += ["keys", "serial"]
         host.run(commands.remove(*(f"{folder}/{path}" for path in [*fresh, "lock"])))
-
-
-def _needed(cargo: Cargo, split: Split | None, host: str) -> set[str]:
-    """The files in KEPT folders that a host needs for a split."""
-    need = cargo.needs(split).get(host) if split is not None else None
-    return {path for path in need.objects if path.partition("/")[0] in KEPT} if need is not None else set()
 
 
 def _is_cut(error: BaseException) -> bool:

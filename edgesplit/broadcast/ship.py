@@ -5,6 +5,9 @@ Must not know: what the files are for, other hosts, when this happens.
 
 from __future__ import annotations
 
+import itertools
+import json
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from edgesplit.errors import CommandFailed, HostError, Unreachable
 from edgesplit.hosts import commands
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import HostSpec
+from edgesplit.runner.sealing import content_begun
 
 PAUSES = (0.5, 1.0, 2.0)  # seconds before another attempt, while none brings anything over; then it is given up
 AT_ONCE = 200  # files per command: their names are words of it, and Linux takes 128 KiB of those
@@ -31,7 +35,8 @@ class Shipment:
     archive: str  # the runner's, which receives the others
     things: Sequence[Thing]
     sent: Callable[[int], None]
-    parts: dict[str, int] = field(default_factory=dict)  # path -> bytes that are there already
+    key: Callable[[str], bytes]  # of what is sealed there, by its hash
+    parts: dict[str, int] = field(default_factory=dict)  # path -> bytes that are there already, as they lie there
 
     def carry_out(self) -> None:
         """Raises HostError."""
@@ -52,11 +57,16 @@ class Shipment:
     def _may_pass(self, error: HostError) -> bool:
         if not isinstance(error, CommandFailed):
             return True
-        begun = any(self.parts.get(thing.path) for thing in self.things)
+        begun = any(map(self._begun, self.things))
         return error.status == commands.CUT or (error.status == commands.DAMAGED and begun)
 
     def _there(self) -> int:
-        return sum(self.parts.get(thing.path, 0) - thing.size for thing in self.things)
+        return sum(self._begun(thing) - thing.size for thing in self.things)
+
+    def _begun(self, thing: Thing) -> int:
+        """How much of its content is there."""
+        part = self.parts.get(thing.path, 0)
+        return min(content_begun(part) if thing.sealed else part, thing.size)
 
     def _look(self) -> int:
         """What is still to be sent, as the host sees it now. A host that cannot be asked has got nothing more."""
@@ -79,17 +89,23 @@ class Shipment:
             self._send_all(rest[at : at + AT_ONCE])
 
     def _send_all(self, things: Sequence[Thing]) -> None:
-        begun = [min(self.parts.get(thing.path, 0), thing.size) for thing in things]
+        begun = [self._begun(thing) for thing in things]
         files = [(thing.path, thing.sha256, thing.size, part) for thing, part in zip(things, begun, strict=True)]
         command = commands.receive_all(self.spec.interpreter, self.folder, self.archive, files)
         chunks = (chunk for thing, part in zip(things, begun, strict=True) for chunk in _from(part, thing.chunks()))
         size = sum(thing.size for thing in things) - sum(begun)
         try:
-            self.host.run(command, self._counted(chunks), _patience(size))
+            self.host.run(command, itertools.chain([self._keys(things)], self._counted(chunks)), _patience(size))
         except CommandFailed as error:
             if error.status not in commands.NO_PROGRAM:
                 raise
             raise no_python(self.host, self.spec) from error
+
+    def _keys(self, things: Sequence[Thing]) -> bytes:
+        """What the receiver reads first: length and JSON, path -> key in hexadecimal. Not among the words of the
+        command, which every user of the host may see."""
+        keys = json.dumps({thing.path: self.key(thing.sha256).hex() for thing in things if thing.sealed}).encode()
+        return struct.pack("!I", len(keys)) + keys
 
     def _counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in chunks:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Signer:
@@ -18,9 +22,9 @@ class Signer:
     def __init__(self, deployment: str, key: Ed25519PrivateKey) -> None:
         self._deployment, self._key = deployment, key
 
-    def seal(self, verb: str, serial: int, **fields: Any) -> bytes:
-        """The envelope, ready to be sent."""
+    def seal(self, verb: str, serial: int, beside: Mapping[str, Any] = NOTHING, **fields: Any) -> bytes:
+        """The envelope, ready to be sent; `beside` travels with it, unsigned, and is not kept with it."""
         command = {"deployment": self._deployment, "serial": serial, "verb": verb, **fields}
         payload = json.dumps(command, sort_keys=True)
         signature = base64.b64encode(self._key.sign(payload.encode())).decode()
-        return json.dumps({"payload": payload, "signature": signature}).encode()
+        return json.dumps({**beside, "payload": payload, "signature": signature}).encode()

@@ -1,4 +1,5 @@
 """Files on their way to this host: what is cut off goes on where it stopped, and nothing counts before it is verified.
+Those with a key are never on its disk but sealed.
 
     <path>.part    the beginning of a file; its bytes are written at their places, so that a sender that was believed
                    dead and still writes does no harm
@@ -9,14 +10,19 @@ Must not know: what the files are, who sends them.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import struct
 import sys
 import time
+from collections.abc import Iterator
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
-PIECE = 2**18  # bytes per read
+from .sealing import SEGMENT, Opener, Sealer, SealError, place, sealed_size
+
+MAX_KEYS = 2**20  # bytes; of a thousand files 150 KB
 SUFFIX = ".part"
 DAMAGED, TROUBLE, CUT = 65, 74, 75  # exit statuses: EX_DATAERR, EX_IOERR, EX_TEMPFAIL of sysexits.h
 
@@ -28,11 +34,15 @@ class _Failed(Exception):
 
 
 def receive(arguments: dict[str, Any], source: RawIOBase) -> int:
-    """`arguments`: files, a list of [path, sha256, size, how much of it is here]; the rest of all is in `source`."""
+    """`arguments`: files, a list of [path, sha256, size, how much of its content is here]. In `source` are the keys of
+    those that are to be sealed (u32 length, JSON: path -> hexadecimal), and then the rest of all."""
     os.umask(0o077)
+    path = ""
     try:
+        keys = json.loads(_exactly(source, struct.unpack("!I", _exactly(source, 4))[0]))
         for path, sha, size, offset in arguments["files"]:
-            _one(Path(path), sha, size, offset, source)
+            key = bytes.fromhex(keys[path]) if path in keys else None
+            _one(Path(path), sha, size, offset, source, key)
     except _Failed as error:
         print(error, file=sys.stderr)
         return error.status
@@ -42,31 +52,97 @@ def receive(arguments: dict[str, Any], source: RawIOBase) -> int:
     return 0
 
 
-def _one(target: Path, sha: str, size: int, offset: int, source: RawIOBase) -> None:
+def _one(target: Path, sha: str, size: int, offset: int, source: RawIOBase, key: bytes | None) -> None:
     part = target.with_name(target.name + SUFFIX)
     target.parent.mkdir(parents=True, exist_ok=True)
-    hasher, store = hashlib.sha256(), memoryview(bytearray(PIECE))
+    hasher, room = hashlib.sha256(), memoryview(bytearray(SEGMENT))
     with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
-        left = offset
-        while left:
-            count = file.readinto(store[: min(left, PIECE)])
-            if not count:
-                raise _Failed(CUT, f"{part} holds less than {offset} bytes")
-            hasher.update(store[:count])
-            left -= count
+        store = _Plain(file) if key is None else _Sealed(file, key)
+        try:
+            for piece in store.begun(offset, size):
+                hasher.update(piece)
+        except (_Short, SealError):
+            part.unlink()
+            raise _Failed(CUT, f"{part} does not begin with {offset} bytes of it") from None
         left = size - offset
         while left:
-            count = source.readinto(store[: min(left, PIECE)])
+            count = store.take(source, room[: min(left, SEGMENT)])
             if not count:
                 raise _Failed(CUT, f"{target} was cut off {left} bytes before its end")
-            hasher.update(store[:count])
-            _write(file, store[:count])
+            hasher.update(room[:count])
             left -= count
-        file.truncate(size)
+            store.write(room[:count], last=not left)
+        file.truncate(size if key is None else sealed_size(size))
     if hasher.hexdigest() != sha:
         part.unlink()
         raise _Failed(DAMAGED, f"{target}: content hash {hasher.hexdigest()} is not {sha}")
     part.replace(target)
+
+
+class _Short(Exception):
+    """Less is there than was said."""
+
+
+class _Plain:
+    """Bytes as they come."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def begun(self, offset: int, _: int) -> Iterator[memoryview]:
+        """The content that is there, of which the next bytes are the continuation."""
+        room = memoryview(bytearray(SEGMENT))
+        while offset:
+            count = self._file.readinto(room[: min(offset, SEGMENT)])
+            if not count:
+                raise _Short
+            offset -= count
+            yield room[:count]
+
+    def take(self, source: RawIOBase, room: memoryview) -> int:
+        """How many bytes came, at most as many as there is room for; 0 at the end."""
+        return source.readinto(room) or 0
+
+    def write(self, piece: memoryview, *, last: bool) -> None:  # noqa: ARG002 - as of what is sealed
+        _write(self._file, piece)
+
+
+class _Sealed:
+    """Whole segments, sealed."""
+
+    def __init__(self, file: Any, key: bytes) -> None:
+        self._file, self._key = file, key
+        self._sealer = Sealer(key)
+
+    def begun(self, offset: int, size: int) -> Iterator[memoryview]:
+        opener, room = Opener(self._file.fileno(), self._key), memoryview(bytearray(SEGMENT))
+        for segment in range(offset // SEGMENT):
+            opener.open(segment, room, last=(segment + 1) * SEGMENT == size)
+            yield room
+        self._sealer = Sealer(self._key, offset // SEGMENT)
+        self._file.seek(place(offset // SEGMENT) if offset else 0)
+
+    def take(self, source: RawIOBase, room: memoryview) -> int:
+        return len(room) if _fill(source, room) else 0
+
+    def write(self, piece: memoryview, *, last: bool) -> None:
+        _write(self._file, memoryview(self._sealer.seal(piece, last=last)))
+
+
+def _exactly(source: RawIOBase, size: int) -> bytes:
+    data = bytearray(min(size, MAX_KEYS))
+    if size > MAX_KEYS or not _fill(source, memoryview(data)):
+        raise _Failed(CUT, "no keys came")
+    return bytes(data)
+
+
+def _fill(source: RawIOBase, room: memoryview) -> bool:
+    while room:
+        count = source.readinto(room)
+        if not count:
+            return False
+        room = room[count:]
+    return True
 
 
 def _write(file: Any, data: memoryview) -> None:

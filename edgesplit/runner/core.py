@@ -11,7 +11,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -64,14 +64,18 @@ class Core:
 
     # --- commands ---
 
-    def prepare(self, manifest: Manifest) -> dict[str, Any]:
-        """Load this host's stages of a new epoch beside the one that serves. What fails leaves nothing behind."""
+    def prepare(self, manifest: Manifest, keys: Mapping[str, bytes]) -> dict[str, Any]:
+        """Load this host's stages of a new epoch beside the one that serves. What fails leaves nothing behind.
+
+        `keys`: of the shards it needs, by their hash.
+        """
         if manifest.epoch in self._rings:
             raise CoreError(f"epoch {manifest.epoch} is here already")
         places = manifest.places(self.host)
         if not places:
             raise CoreError(f"{self.host} has no part in epoch {manifest.epoch}")
         start = time.monotonic()
+        self.store.keys |= keys
         try:
             self._listen(manifest)
             if self.host == manifest.entry:
@@ -259,7 +263,9 @@ class Core:
                 return stage
         folder = self.store.lay_out(manifest, number)
         trusted = manifest.trust_remote_code
-        return Stage.load(folder, place.first, place.last, manifest.dtype, self.device, stages, trusted=trusted)
+        return Stage.load(
+            folder, place.first, place.last, manifest.dtype, self.device, stages, trusted=trusted, keys=self.store.keys
+        )
 
     def _listen(self, manifest: Manifest) -> None:
         me = manifest.peers[self.host]
@@ -308,6 +314,8 @@ class Core:
     def _clear(self, epoch: int) -> None:
         """What an epoch has beside its ring: its folders, and the API where no other epoch needs it."""
         self.store.forget_stages(epoch)
+        needed = {sha for ring in self._rings.values() for sha in ring.manifest.needed(self.host)}
+        self.store.keys = {sha: key for sha, key in self.store.keys.items() if sha in needed}
         self._fronts.pop(epoch, None)
         if self._api is not None and not self._fronts:
             self._api.close()

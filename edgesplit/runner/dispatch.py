@@ -1,6 +1,7 @@
 """From a control message to the core's answer: signed commands one at a time, `status` at any time.
 
-Every command that is honoured or refused leaves a dated line in the host's audit log.
+Every command that is honoured or refused leaves a dated line in the host's audit log. The keys of sealed shards come
+beside the envelope, and are kept nowhere but in memory.
 Must not know: sockets, keys, how a command is carried out.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from .gate import Gate, Refused
+from .gate import ENVELOPE, Gate, Refused
 from .manifest import Manifest, parse
 
 MAX_LINE = 500  # characters of a line in the audit log
@@ -25,7 +26,7 @@ log = logging.getLogger("runner")
 class Commanded(Protocol):
     """What carries commands out; core.Core."""
 
-    def prepare(self, manifest: Manifest) -> dict[str, Any]: ...
+    def prepare(self, manifest: Manifest, keys: Mapping[str, bytes]) -> dict[str, Any]: ...
     def link(self, epoch: int, timeout: float) -> dict[str, Any]: ...
     def trial(self, epoch: int, timeout: float) -> dict[str, Any]: ...
     def commit(self, epoch: int, record: str) -> dict[str, Any]: ...
@@ -58,7 +59,8 @@ class Dispatch:
     def _obey(self, message: Mapping[str, Any]) -> dict[str, Any]:
         command = self._gate.open(message)
         verb, epoch = str(command.get("verb")), int(command.get("epoch", 0))
-        act = self._acts(command, epoch).get(verb)
+        keys = {str(sha): bytes.fromhex(key) for sha, key in dict(message.get("keys") or {}).items()}
+        act = self._acts(command, epoch, keys).get(verb)
         if act is None:
             raise Refused(f"no command is called {verb!r}")
         self._note(f"{verb} epoch {epoch}")
@@ -68,15 +70,17 @@ class Dispatch:
             self._note(f"{verb} epoch {epoch} failed: {error or repr(error)}")
             raise
         if verb == "prepare":
-            self._records[epoch] = json.dumps(dict(message))
+            self._records[epoch] = json.dumps({name: message[name] for name in ENVELOPE})
         if verb == "retire":
             self._records.pop(epoch, None)
         return answer
 
-    def _acts(self, command: Mapping[str, Any], epoch: int) -> dict[str, Callable[[], dict[str, Any]]]:
+    def _acts(
+        self, command: Mapping[str, Any], epoch: int, keys: Mapping[str, bytes]
+    ) -> dict[str, Callable[[], dict[str, Any]]]:
         core = self._core
         return {
-            "prepare": lambda: core.prepare(parse(command["manifest"])),
+            "prepare": lambda: core.prepare(parse(command["manifest"]), keys),
             "link": lambda: core.link(epoch, command["timeout"]),
             "trial": lambda: core.trial(epoch, command["timeout"]),
             "commit": lambda: core.commit(epoch, self._records.get(epoch, "")),

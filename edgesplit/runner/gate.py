@@ -18,6 +18,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+ENVELOPE = ("payload", "signature")
+
 
 class Refused(RuntimeError):
     """The command is forged, replayed, for somebody else, or no command at all."""

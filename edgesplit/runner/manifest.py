@@ -92,6 +92,10 @@ class Manifest:
         held = {block for place in self.places(host).values() for block in range(place.first, place.last + 1)}
         return frozenset(held | {0} if self.tied and len(self.shards) - 1 in held else held)
 
+    def needed(self, host: str) -> frozenset[str]:
+        """The shards that a host needs, by their hash."""
+        return frozenset({*(self.shards[block] for block in self.blocks(host)), self.common})
+
     def targets(self, host: str) -> frozenset[str]:
         """The hosts it sends to."""
         return frozenset(right.host for left, right in pairwise(self.stages) if left.host == host)

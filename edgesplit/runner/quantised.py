@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from .anatomy import Anatomy
 from .kernels import Kernel, kernel
 from .precision import CODES, Scheme, fits, is_quantised, stored
+from .weights import NO_KEYS, Keys, slices
 
 # Small layers that choose among experts: an error there is another expert. By the last part of their path.
 _ROUTERS = ("gate", "router")
@@ -240,9 +240,9 @@ class Quantised:
     _holders: dict[str, list[tuple[nn.Module, Form]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, dtype: torch.dtype) -> Quantised:
-        """What a folder's shards hold. Raises OSError or SafetensorError."""
-        slices = _slices(folder)
+    def of(cls, folder: Path, dtype: torch.dtype, keys: Keys = NO_KEYS) -> Quantised:
+        """What a folder's shards hold. Raises OSError, ValueError or SafetensorError."""
+        slices = _slices(folder, keys)
         codes = {key.removesuffix(CODES): found for key, found in slices.items() if key.endswith(CODES)}
         schemes: dict[str, Scheme] = {
             weight: "int8" if found.get_dtype() == "I8" else "int4" for weight, found in codes.items()
@@ -321,17 +321,14 @@ def _exchanged(model: nn.Module, module: nn.Module, form: Form, forms: dict[str,
 # --- contents ---
 
 
-def _slices(folder: Path) -> dict[str, Any]:
+def _slices(folder: Path, keys: Keys) -> dict[str, Any]:
     """int8 codes are mapped, for the kernels take them as they are; others are read past the page mapping, so that
     their old form is gone as soon as the new one is there."""
-    found: dict[str, Any] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        mapped: Any = safe_open(file, framework="pt", backend="mmap")
-        read: Any = safe_open(file, framework="pt", backend="pread")
-        for key in filter(is_quantised, mapped.keys()):
-            codes = mapped.get_slice(key)
-            found[key] = codes if codes.get_dtype() == "I8" else read.get_slice(key)
-    return found
+    return {
+        key: mapped if mapped.get_dtype() == "I8" else read
+        for key, mapped, read in slices(folder, keys)
+        if is_quantised(key)
+    }
 
 
 def _checked(weight: str, form: Form, slices: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -30,7 +30,7 @@ from .hollow import Leave, Lent, Wire, hollowed
 from .precision import Scheme, is_quantised, scheme
 from .quantised import Quantised, QuantisedError, matrices
 from .sealed import SealedCaches
-from .weights import lazy_tensors
+from .weights import NO_KEYS, Keys, lazy_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -76,11 +76,12 @@ class Stage:
         donors: Iterable[Stage] = (),
         *,
         trusted: bool = False,
+        keys: Keys = NO_KEYS,
     ) -> Stage:
         """Read the blocks from a folder in the Hugging Face layout that holds at least their weights.
 
         `donors`: stages of the same checkpoint and dtype in this process; blocks that one of them holds are shared.
-        `trusted`: the folder's own code may run.
+        `trusted`: the folder's own code may run. `keys`: of its sealed files.
         Raises StageError when weights are missing or of the wrong shape, AnatomyError when the model is no chain.
         """
         config, wire = read_config(str(folder), trust_remote_code=trusted), Wire()
@@ -93,8 +94,8 @@ class Stage:
 
         kind = hollowed(config, (first, last), DTYPES[dtype], wire, prepare)
         try:
-            quantised = Quantised.of(folder, DTYPES[dtype])
-            every = lazy_tensors(folder, DTYPES[dtype])
+            quantised = Quantised.of(folder, DTYPES[dtype], keys)
+            every = lazy_tensors(folder, DTYPES[dtype], keys)
             tensors = {key: tensor for key, tensor in every.items() if not is_quantised(key)}
             with _quiet():
                 model, info = kind.from_pretrained(

@@ -1,6 +1,6 @@
 """The runner's folder on its host: shards, model files, the manifest it serves.
 
-    shards/<sha256>.safetensors    weights, one block each, never changed
+    shards/<sha256>.sealed         weights, one block each, named by their content, never changed
     files/<sha256>                 config, tokenizer and the like
     stages/<epoch>-<stage>/        links to the above, laid out as a Hugging Face checkpoint
     stages/<epoch>-api/            the side files alone, for the API's tokenizer
@@ -19,9 +19,7 @@ import struct
 from pathlib import Path
 
 from .manifest import Manifest, StagePlace
-
-INDEX = "model.safetensors.index.json"
-MAX_HEADER = 100 * 2**20  # bytes; the limit of the safetensors format itself
+from .weights import INDEX, SEALED, sealed_slices
 
 
 class StoreError(RuntimeError):
@@ -29,11 +27,14 @@ class StoreError(RuntimeError):
 
 
 class Store:
+    """`keys`: those of the shards that are served here, in memory only."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.keys: dict[str, bytes] = {}
 
     def shard(self, sha: str) -> Path:
-        return self.folder / "shards" / f"{sha}.safetensors"
+        return self.folder / "shards" / f"{sha}{SEALED}"
 
     def lay_out(self, manifest: Manifest, number: int) -> Path:
         """The stage's folder, ready for from_pretrained. Raises StoreError naming what is absent."""
@@ -44,9 +45,16 @@ class Store:
             if not shard.exists():
                 raise StoreError(f"shard {sha[:12]} is not on this host")
             (target / shard.name).symlink_to(shard.resolve())
-            weights.update(dict.fromkeys(_keys(shard), shard.name))
+            weights.update(dict.fromkeys(self._tensors(shard), shard.name))
         (target / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weights}))
         return target
+
+    def _tensors(self, shard: Path) -> list[str]:
+        """Their names in a shard. Raises StoreError."""
+        try:
+            return [*sealed_slices(shard, self.keys)]
+        except (struct.error, ValueError, LookupError, TypeError) as error:
+            raise StoreError(f"shard {shard.stem[:12]}: {error}") from error
 
     def lay_out_files(self, manifest: Manifest, part: str = "api") -> Path:
         """A folder of the epoch with its side files. Raises StoreError naming what is absent."""
@@ -85,15 +93,3 @@ def _needed(manifest: Manifest, place: StagePlace) -> list[str]:
     if manifest.tied and place.last == len(manifest.shards) - 1 and place.first > 0:
         blocks.insert(0, 0)
     return list(dict.fromkeys([*(manifest.shards[block] for block in blocks), manifest.common]))
-
-
-def _keys(shard: Path) -> list[str]:
-    """Names of the tensors in a safetensors file: u64 little-endian length, then that much JSON. Raises StoreError."""
-    try:
-        with shard.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > MAX_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            return [key for key in json.loads(file.read(length)) if key != "__metadata__"]
-    except (struct.error, ValueError) as error:
-        raise StoreError(f"{shard.name} is no safetensors file: {error}") from error

@@ -1,7 +1,8 @@
-"""A folder's safetensors files as tensors that are read when they are used, never more of them in memory than needed.
+"""A folder's weights as tensors that are read when they are used, never more of them in memory than needed.
 
-A tensor that stays in its element type is mapped: its pages come in on first use and the kernel may drop them again.
-One that is cast is read past the page mapping, so that its old form is gone as soon as the new one is there.
+Of a safetensors file, a tensor that stays in its element type is mapped: its pages come in on first use and the kernel
+may drop them again. One that is cast is read past the page mapping, so that its old form is gone as soon as the new one
+is there. Of a sealed file each tensor is opened when it is read.
 
 Must not know: what a tensor is for.
 """
@@ -9,31 +10,96 @@ Must not know: what a tensor is for.
 from __future__ import annotations
 
 import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from .sealing import SealedFile
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_FLOATING = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+SEALED = ".sealed"
+MAX_HEADER = 100 * 2**20  # bytes; the limit of the safetensors format itself
+_KINDS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+Keys = Mapping[str, bytes]  # of sealed files, by the name of the file without its ending
+NO_KEYS: Keys = MappingProxyType({})
 
 
-def lazy_tensors(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def lazy_tensors(folder: Path, dtype: torch.dtype, keys: Keys = NO_KEYS) -> dict[str, Any]:
     """Slices by key, as transformers takes them for a state dict; `dtype` is what floating weights will be cast to.
 
     Raises OSError, ValueError, KeyError or SafetensorError where files are absent or damaged.
     """
-    tensors: dict[str, Any] = {}
+    return {key: read if cast(mapped, dtype) else mapped for key, mapped, read in slices(folder, keys)}
+
+
+def cast(found: Any, dtype: torch.dtype) -> bool:
+    kind = _KINDS.get(found.get_dtype(), dtype)
+    return kind.is_floating_point and kind != dtype
+
+
+def slices(folder: Path, keys: Keys = NO_KEYS) -> Iterator[tuple[str, Any, Any]]:
+    """Of each tensor its key, and it twice: mapped, and read past the mapping. Raises as lazy_tensors."""
     for file in _files(folder):
+        if file.suffix == SEALED:
+            for key, found in sealed_slices(file, keys).items():
+                yield key, found, found
+            continue
         mapped: Any = safe_open(file, framework="pt", backend="mmap")
         read: Any = safe_open(file, framework="pt", backend="pread")
         for key in mapped.keys():  # noqa: SIM118 - not a dict
-            found = mapped.get_slice(key)
-            cast = _FLOATING.get(found.get_dtype(), dtype) != dtype
-            tensors[key] = read.get_slice(key) if cast else found
-    return tensors
+            yield key, mapped.get_slice(key), read.get_slice(key)
+
+
+class Slice:
+    """A tensor of a sealed file, as safetensors' own slices are: opened whole whenever it is read."""
+
+    def __init__(self, file: SealedFile, kind: str, shape: tuple[int, ...], start: int) -> None:
+        self._file, self._kind, self._shape, self._start = file, kind, shape, start
+
+    def get_dtype(self) -> str:
+        return self._kind
+
+    def get_shape(self) -> list[int]:
+        return list(self._shape)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        dtype, count = _KINDS[self._kind], math.prod(self._shape)
+        if not count:
+            return torch.empty(self._shape, dtype=dtype)[index]
+        data = torch.empty(count * dtype.itemsize, dtype=torch.uint8)  # aligned as kernels like it
+        self._file.read_into(self._start, memoryview(data.numpy()))
+        return data.view(dtype).reshape(self._shape)[index]
+
+
+def sealed_slices(file: Path, keys: Keys) -> dict[str, Slice]:
+    """Of a sealed safetensors file: u64 little-endian length, then that much JSON, then the tensors' bytes.
+
+    Raises OSError, SealError, ValueError.
+    """
+    if file.stem not in keys:
+        raise ValueError(f"{file.name} cannot be opened without its key")
+    content = SealedFile(file, keys[file.stem])
+    (length,) = struct.unpack("<Q", content.read(0, 8))
+    if length > MAX_HEADER:
+        raise ValueError(f"{file.name} has a header of {length} bytes")
+    header = json.loads(content.read(8, length))
+    return {
+        key: Slice(content, about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
+        for key, about in header.items()
+        if key != "__metadata__"
+    }
 
 
 def _files(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sealed import key, sealed
 
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint
 from edgesplit.model.shards import Cut, cut
@@ -49,7 +50,8 @@ class Subject:
         for sha, shard in self.cut.all().items():
             path = self._store.shard(sha)
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(b"".join(shard.chunks()))
+            path.write_bytes(sealed(b"".join(shard.chunks()), sha))
+            self._store.keys[sha] = key(sha)
         (self.folder / "files").mkdir()
         for sha, file in self.cut.files.values():
             (self.folder / "files" / sha).write_bytes(file.read_bytes())
@@ -68,7 +70,7 @@ class Subject:
     def load(self, first: int, last: int, donors: Iterable[Stage] = ()) -> Stage:
         """From the shards of these blocks, in a folder laid out as on a host. Raises StageError."""
         folder = self._store.lay_out(self._manifest(first, last), 0)
-        stage = Stage.load(folder, first, last, DTYPE, donors=donors)
+        stage = Stage.load(folder, first, last, DTYPE, donors=donors, keys=self._store.keys)
         upstream.aligned(stage.model)
         return stage
 

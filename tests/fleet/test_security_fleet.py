@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from deployments import Deployment, deployment
 
-from edgesplit.broadcast.authority import create, issue
-from edgesplit.runner.wire import Kind, Message, encode
+from edgesplit.broadcast.authority import Secrets, create, issue, shard_key
+from edgesplit.errors import DeployError
+from edgesplit.runner.wire import MAGIC, Kind, Message, encode
 
 pytestmark = pytest.mark.fleet
 
@@ -97,7 +98,7 @@ def test_a_wire_capture_shows_tls_only(tmp_path: Path) -> None:
     assert sum(len(stream) for stream in streams) > 20 * 3 * 32 * 4  # the hidden states did pass here
     for stream in streams:
         assert {22, 23} & set(records(stream))
-        assert b"ESW1" not in stream  # our own frames begin so
+        assert MAGIC not in stream  # our own frames begin so
         assert b"desk" not in stream  # nor does a greeting show
 
 
@@ -149,3 +150,29 @@ def test_secrets_are_readable_by_their_owner_only_and_named_nowhere(tmp_path: Pa
                 assert file.stat().st_mode & 0o077 == 0, file
             for name in ("runner.log", "audit.log", "manifest.json"):
                 assert "PRIVATE KEY" not in (made.folder(host) / name).read_text()
+
+
+def test_weights_are_sealed_and_no_host_has_their_keys_on_its_disk(tmp_path: Path) -> None:
+    with ring(tmp_path) as made:
+        made.push("desk", "desk", "shelf", "shelf", "shelf", "desk")
+        expected = made.complete(PROMPT, 4)["token_ids"]
+        secrets = Secrets.model_validate_json((made.folder("desk") / "keys" / "controller.json").read_text())
+        weights = [b"".join(shard.chunks())[-64:] for shard in made.cargo.cut.blocks]
+        keys = [shard_key(secrets, sha) for sha in made.cargo.cut.all()]
+        hidden = [*weights, *keys, *(key.hex().encode() for key in keys)]
+        for host in ("desk", "shelf"):
+            files = [file for file in made.folder(host).rglob("*") if file.is_file()]
+            found = {file.name: file.read_bytes() for file in files}
+            assert sum(name.endswith(".sealed") for name in found) >= 3
+            assert not [name for name, data in found.items() for secret in hidden if secret in data]
+            if host != "desk":
+                assert not [name for name, data in found.items() if secrets.shard_key.encode() in data]
+            words = Path(f"/proc/{made.pid(host)}/cmdline").read_bytes()
+            assert not any(secret in words for secret in hidden)
+        shard = max((made.folder("shelf") / "shards").iterdir(), key=lambda file: file.stat().st_size)
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
+        with pytest.raises(DeployError, match="damaged, or sealed with another key"):
+            made.push("desk", "shelf", "shelf", "shelf", "shelf", "desk")
+        assert made.complete(PROMPT, 4)["token_ids"] == expected

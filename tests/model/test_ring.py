@@ -17,6 +17,7 @@ from conftest import LOCALHOST
 from links import eventually, manifest, no_thread_left
 from models import make_checkpoint
 from rings import Answer, Cargo, Rig, ship
+from sealed import known
 from transformers import AutoModelForCausalLM, Mamba2Config
 
 from edgesplit.runner import core as core_module
@@ -76,9 +77,9 @@ def load() -> Callable[..., Stage]:
     """Stage.load, once per range: all folders here hold the same checkpoint."""
     true, loaded = Stage.load, {}
 
-    def once(folder: Path, *part: Any, **_: Any) -> Stage:
+    def once(folder: Path, *part: Any, **more: Any) -> Stage:
         if part not in loaded:
-            loaded[part] = true(folder, *part)
+            loaded[part] = true(folder, *part, **more)
         return loaded[part]
 
     return once
@@ -310,7 +311,7 @@ def test_a_prompt_cancelled_half_way_round_does_not_break_the_ring(rig: Rig, exp
 
 def test_one_too_many_is_told_to_come_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry, "WAITING", 3)
-    rig.cores["desk"].prepare(rig.manifest(1, *TWO))
+    rig.cores["desk"].prepare(*known(rig.manifest(1, *TWO)))
     answers = [rig.submit(PROMPT, 5) for _ in range(3)]
     with pytest.raises(Overloaded, match="3 requests are waiting already"):
         rig.submit(PROMPT, 5)
@@ -360,7 +361,7 @@ def test_a_failed_prepare_leaves_nothing_behind(rig: Rig, api: int) -> None:
     desk, wanted = rig.cores["desk"], rig.manifest(1, *TWO)
     broken = dataclasses.replace(wanted, shards=(*wanted.shards[:-1], "0" * 64))
     with pytest.raises(StoreError, match="shard 000000000000 is not on this host"):
-        desk.prepare(broken)
+        desk.prepare(*known(broken))
     assert desk.status()["epochs"] == {}
     assert list((desk.store.folder / "stages").iterdir()) == []
     socket.create_server((LOCALHOST, api)).close()  # is free
@@ -371,7 +372,7 @@ def test_a_failed_prepare_beside_a_serving_epoch_leaves_that_alone(rig: Rig, api
     rig.up(1, *TWO)
     wanted = rig.manifest(2, *OTHER)
     with pytest.raises(StoreError):
-        rig.cores["desk"].prepare(dataclasses.replace(wanted, files={**wanted.files, "more.json": "0" * 64}))
+        rig.cores["desk"].prepare(*known(dataclasses.replace(wanted, files={**wanted.files, "more.json": "0" * 64})))
     assert rig.submit(PROMPT, COUNT).whole() == expected
     with socket.create_connection((LOCALHOST, api), timeout=5):
         pass
@@ -380,14 +381,14 @@ def test_a_failed_prepare_beside_a_serving_epoch_leaves_that_alone(rig: Rig, api
 def test_an_api_port_that_is_taken_is_told(rig: Rig, api: int) -> None:
     words = f"API port {api} cannot be used"
     with socket.create_server((LOCALHOST, api)), pytest.raises(CoreError, match=words):
-        rig.cores["desk"].prepare(rig.manifest(1, *TWO))
-    rig.cores["desk"].prepare(rig.manifest(1, *TWO))
+        rig.cores["desk"].prepare(*known(rig.manifest(1, *TWO)))
+    rig.cores["desk"].prepare(*known(rig.manifest(1, *TWO)))
 
 
 def test_a_data_port_that_is_taken_is_told(rig: Rig) -> None:
     port = rig.peers["shelf"].port
     with socket.create_server(("", port)), pytest.raises(CoreError, match=f"data port {port} cannot be used"):
-        rig.cores["shelf"].prepare(rig.manifest(1, *TWO))
+        rig.cores["shelf"].prepare(*known(rig.manifest(1, *TWO)))
 
 
 def test_commands_out_of_order_are_told_and_change_nothing(rig: Rig) -> None:
@@ -396,11 +397,11 @@ def test_commands_out_of_order_are_told_and_change_nothing(rig: Rig) -> None:
         with pytest.raises(CoreError, match="epoch 1 was not prepared here"):
             command()
     assert desk.retire(1) == {}
-    desk.prepare(wanted)
+    desk.prepare(*known(wanted))
     with pytest.raises(CoreError, match="epoch 1 is here already"):
-        desk.prepare(wanted)
+        desk.prepare(*known(wanted))
     with pytest.raises(CoreError, match="shelf has no part in epoch 2"):
-        rig.cores["shelf"].prepare(rig.manifest(2, *["desk"] * 6))
+        rig.cores["shelf"].prepare(*known(rig.manifest(2, *["desk"] * 6)))
     with pytest.raises(CoreError, match="epoch 1 is ready"):
         desk.trial(1, 5.0)
     with pytest.raises(CoreError, match="epoch 1 cannot serve, it is ready"):
@@ -408,7 +409,7 @@ def test_commands_out_of_order_are_told_and_change_nothing(rig: Rig) -> None:
     assert desk.store.read("manifest.json") == ""
     with pytest.raises(LinkError):
         desk.link(1, 0.0)
-    rig.cores["shelf"].prepare(wanted)
+    rig.cores["shelf"].prepare(*known(wanted))
     desk.link(1, 5.0)
     with pytest.raises(CoreError, match="that is linked cannot link"):
         desk.link(1, 5.0)
@@ -416,7 +417,7 @@ def test_commands_out_of_order_are_told_and_change_nothing(rig: Rig) -> None:
 
 def test_a_trial_of_a_broken_ring_fails_at_once_and_says_why(rig: Rig) -> None:
     for core in rig.cores.values():
-        core.prepare(rig.manifest(1, *TWO))
+        core.prepare(*known(rig.manifest(1, *TWO)))
     for core in rig.cores.values():
         core.link(1, 5.0)
     pull_the_plug(rig, 1)
@@ -428,7 +429,7 @@ def test_a_trial_of_a_broken_ring_fails_at_once_and_says_why(rig: Rig) -> None:
 
 def test_a_trial_without_an_answer_gives_up(rig: Rig) -> None:
     for core in rig.cores.values():
-        core.prepare(rig.manifest(1, *TWO))
+        core.prepare(*known(rig.manifest(1, *TWO)))
     rig.cores["desk"].link(1, 5.0)  # the shelf has not linked: it sends nothing back
     with pytest.raises(CoreError, match=r"the ring of epoch 1 gave no token within 0.1 s"):
         rig.cores["desk"].trial(1, 0.1)
@@ -446,7 +447,7 @@ def test_committing_exchanges_what_the_api_offers(rig: Rig) -> None:
     rig.up(1, *TWO)
     api = rig.cores["desk"]._api
     assert api is not None
-    rig.cores["desk"].prepare(rig.manifest(2, *OTHER, max_context=64))
+    rig.cores["desk"].prepare(*known(rig.manifest(2, *OTHER, max_context=64)))
     assert api.front.service.max_context == 256
     rig.cores["desk"].retire(2)
     rig.up(3, *OTHER, max_context=64)
@@ -456,7 +457,7 @@ def test_committing_exchanges_what_the_api_offers(rig: Rig) -> None:
 
 def test_who_may_call(rig: Rig) -> None:
     desk = rig.cores["desk"]
-    desk.prepare(rig.manifest(1, *TWO))
+    desk.prepare(*known(rig.manifest(1, *TWO)))
 
     def admit(epoch: int, source: str, fingerprint: str) -> object:
         return desk._admit(Message(Kind.HELLO, epoch, text={"source": source}), fingerprint)

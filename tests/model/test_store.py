@@ -6,16 +6,18 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from links import SHAS, manifest
 from models import make_checkpoint
-from safetensors.torch import load_file
+from sealed import key, sealed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.model.shards import Cut, cut
 from edgesplit.runner.manifest import Manifest
-from edgesplit.runner.stage import Stage
+from edgesplit.runner.stage import Stage, StageError
 from edgesplit.runner.store import Store, StoreError
+from edgesplit.runner.weights import slices
 
 WHOLE = ("desk",) * 6
 
@@ -36,10 +38,12 @@ def store(tmp_path: Path, shards: Cut) -> Store:
     (tmp_path / "shards").mkdir()
     (tmp_path / "files").mkdir()
     for sha, shard in shards.all().items():
-        (tmp_path / "shards" / f"{sha}.safetensors").write_bytes(b"".join(shard.chunks()))
+        (tmp_path / "shards" / f"{sha}.sealed").write_bytes(sealed(b"".join(shard.chunks()), sha))
     for sha, file in shards.files.values():
         (tmp_path / "files" / sha).write_bytes(file.read_bytes())
-    return Store(tmp_path)
+    made = Store(tmp_path)
+    made.keys = {sha: key(sha) for sha in shards.all()}
+    return made
 
 
 def of(shards: Cut, *placement: str) -> Manifest:
@@ -52,9 +56,14 @@ def of(shards: Cut, *placement: str) -> Manifest:
     )
 
 
+def tensors(folder: Path, store: Store) -> dict[str, torch.Tensor]:
+    return {key: found[...] for key, found, _ in slices(folder, store.keys)}
+
+
 def test_the_whole_model_is_a_checkpoint_transformers_reads(store: Store, shards: Cut, model: Path) -> None:
     folder = store.lay_out(of(shards, *WHOLE), 0)
-    ours, theirs = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (folder, model))
+    ours = Stage.load(folder, 0, 5, "float32", keys=store.keys).model.state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(model).state_dict()
     assert ours.keys() == theirs.keys()
     assert all(ours[key].equal(theirs[key]) for key in theirs)
 
@@ -62,16 +71,28 @@ def test_the_whole_model_is_a_checkpoint_transformers_reads(store: Store, shards
 def test_a_stage_is_laid_out_with_its_own_weights_only(store: Store, shards: Cut) -> None:
     split = of(shards, "desk", "desk", "shelf", "shelf", "desk", "desk")
     folder = store.lay_out(split, 1)
-    keys = {key for shard in folder.glob("*.safetensors") for key in load_file(shard)}
+    keys = tensors(folder, store)
     assert {key.split(".")[2] for key in keys if ".layers." in key} == {"1", "2"}
     assert not any("embed_tokens" in key for key in keys)
-    assert Stage.load(folder, 2, 3, "float32").range.own == range(1, 3)
+    assert Stage.load(folder, 2, 3, "float32", keys=store.keys).range.own == range(1, 3)
 
 
 def test_a_head_that_is_tied_comes_with_the_embedding(store: Store, shards: Cut) -> None:
     folder = store.lay_out(of(shards, "desk", "shelf", "shelf", "shelf", "shelf", "desk"), 2)
-    keys = {key for shard in folder.glob("*.safetensors") for key in load_file(shard)}
-    assert "model.embed_tokens.weight" in keys
+    assert "model.embed_tokens.weight" in tensors(folder, store)
+
+
+def test_weights_are_of_no_use_without_their_key(store: Store, shards: Cut) -> None:
+    folder, sha = store.lay_out(of(shards, *WHOLE), 0), shards.blocks[1].sha256
+    whole = b"".join(shards.blocks[1].chunks())
+    assert whole[-64:] not in store.shard(sha).read_bytes()
+    with pytest.raises(StageError, match="cannot be opened without its key"):
+        Stage.load(folder, 0, 5, "float32")
+    with pytest.raises(StageError, match="sealed with another key"):
+        Stage.load(folder, 0, 5, "float32", keys={**store.keys, sha: key("another")})
+    store.keys.pop(sha)
+    with pytest.raises(StoreError, match=f"shard {sha[:12]}: .* without its key"):
+        store.lay_out(of(shards, *WHOLE), 0)
 
 
 def test_the_side_files_are_a_tokenizer(store: Store, shards: Cut) -> None:
@@ -100,13 +121,15 @@ def test_a_missing_file_is_named(store: Store, shards: Cut) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 7, b"\xff" * 20, b"\4" + bytes(7) + b"{not", b"\2" + bytes(7) + b"{"])
-def test_a_damaged_shard_is_named(tmp_path: Path, damage: bytes) -> None:
+@pytest.mark.parametrize("outside", [True, False])
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: bytes, outside: bool) -> None:
     store = Store(tmp_path)
+    store.keys = {SHAS[0]: key(SHAS[0])}
     (tmp_path / "shards").mkdir()
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / SHAS[0]).touch()
-    store.shard(SHAS[0]).write_bytes(damage)
-    with pytest.raises(StoreError, match="is no safetensors file"):
+    store.shard(SHAS[0]).write_bytes(damage if outside else sealed(damage, SHAS[0]))
+    with pytest.raises(StoreError, match=f"shard {SHAS[0][:12]}: "):
         store.lay_out(manifest(*WHOLE), 0)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class Recorder:
             raise self.fail
         return {"did": what[0]}
 
-    def prepare(self, manifest: Manifest) -> dict[str, Any]:
+    def prepare(self, manifest: Manifest, keys: Mapping[str, bytes]) -> dict[str, Any]:
+        self.keys = dict(keys)
         return self._note("prepare", manifest.epoch)
 
     def link(self, epoch: int, timeout: float) -> dict[str, Any]:
@@ -88,7 +90,8 @@ def desk(tmp_path: Path) -> Desk:
 
 def test_the_life_of_an_epoch_leaves_a_line_for_each_command(desk: Desk) -> None:
     prepare = desk.envelope("prepare", manifest=manifest(epoch=3).to_dict())
-    assert desk.dispatch.handle(prepare) == {"ok": {"did": "prepare"}}
+    assert desk.dispatch.handle({**prepare, "keys": {"abc": "00ff"}}) == {"ok": {"did": "prepare"}}
+    assert desk.core.keys == {"abc": b"\0\xff"}
     for verb in ("link", "trial"):
         assert desk.say(verb, timeout=5.0) == {"ok": {"did": verb}}
     assert desk.say("commit") == {"ok": {"did": "commit"}}
@@ -96,7 +99,7 @@ def test_the_life_of_an_epoch_leaves_a_line_for_each_command(desk: Desk) -> None
     told = desk.core.told
     assert [entry[:2] for entry in told] == [(v, 3) for v in ("prepare", "link", "trial", "commit", "retire")]
     assert told[1][2] == 5.0
-    assert json.loads(told[3][2]) == prepare  # what commit keeps is the signed manifest itself
+    assert json.loads(told[3][2]) == prepare  # what commit keeps is the signed manifest, and no key
     assert desk.trail == [f"{verb} epoch 3" for verb in ("prepare", "link", "trial", "commit", "retire")]
     assert desk.audit.stat().st_mode & 0o777 == 0o600
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import random
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LOCALHOST, Sshd, SshdFactory
+from sealed import key, sealed
 
 from edgesplit.broadcast import ship
 from edgesplit.broadcast.archive import runner_archive
@@ -26,6 +29,7 @@ from edgesplit.hosts import commands
 from edgesplit.hosts.host import Host, LocalHost
 from edgesplit.hosts.ssh import SshHost
 from edgesplit.inventory import HostSpec
+from edgesplit.runner.sealing import SEGMENT, place
 
 SPEC = HostSpec(connection="local", python=sys.executable)
 ARCHIVE = runner_archive()
@@ -51,7 +55,7 @@ def thing(path: str, data: bytes, until: int | None = None) -> Thing:
 
 def shipment(host: Host, folder: Path, things: list[Thing], sent: list[int], **parts: int) -> Shipment:
     named = {path.replace("_", "/", 1): size for path, size in parts.items()}
-    return Shipment(host, SPEC, str(folder), ARCHIVE.name, things, sent.append, named)
+    return Shipment(host, SPEC, str(folder), ARCHIVE.name, things, sent.append, key, named)
 
 
 @pytest.fixture
@@ -92,6 +96,33 @@ def test_a_cut_at_any_byte_is_gone_on_from(folder: Path) -> None:
         (folder / "shards" / "b").unlink()
 
 
+def test_what_is_to_be_sealed_is_never_there_in_the_clear_and_is_gone_on_from(folder: Path) -> None:
+    data = b"weights " * (SEGMENT // 4)  # two segments
+    data += b"and the rest"
+    whole = Thing("shards/a", hashlib.sha256(data).hexdigest(), len(data), lambda: iter([data]), sealed=True)
+    broken = dataclasses.replace(whole, chunks=thing("shards/a", data, SEGMENT + 5000).chunks)
+    with pytest.raises(Cut):
+        shipment(LocalHost("pi"), folder, [broken], []).carry_out()
+    part = folder / "shards" / "a.part"
+    assert part.stat().st_size == place(1)
+    assert b"weights" not in part.read_bytes()
+    sent: list[int] = []
+    shipment(LocalHost("pi"), folder, [whole], sent, shards_a=part.stat().st_size).carry_out()
+    assert sum(sent) == len(data) - SEGMENT
+    assert (folder / "shards" / "a").read_bytes() == sealed(data, whole.sha256)
+
+
+def test_a_sealed_beginning_of_something_else_is_sent_again(folder: Path) -> None:
+    data = os.urandom(SEGMENT + 10)
+    whole = Thing("shards/a", hashlib.sha256(data).hexdigest(), len(data), lambda: iter([data]), sealed=True)
+    (folder / "shards").mkdir()
+    (folder / "shards" / "a.part").write_bytes(sealed(os.urandom(SEGMENT + 10), "another"))
+    sent: list[int] = []
+    shipment(LocalHost("pi"), folder, [whole], sent, shards_a=place(1)).carry_out()
+    assert (folder / "shards" / "a").read_bytes() == sealed(data, whole.sha256)
+    assert sum(sent) >= len(data)
+
+
 @pytest.mark.parametrize("part", [b"x" * 1000, b"x" * 2000, b"x" * 2500])
 def test_a_beginning_of_something_else_is_found_out(folder: Path, part: bytes) -> None:
     data = os.urandom(2000)
@@ -126,7 +157,7 @@ def test_a_sender_that_was_believed_dead_does_no_harm(folder: Path) -> None:
     line = commands.receive_all(sys.executable, str(folder), ARCHIVE.name, [(one.path, one.sha256, one.size, 0)]).line
     with subprocess.Popen(["/bin/sh", "-c", line], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as ghost:
         assert ghost.stdin is not None
-        ghost.stdin.write(data[:200_000])
+        ghost.stdin.write(struct.pack("!I", 2) + b"{}" + data[:200_000])
         ghost.stdin.flush()
         part = folder / "shards" / "a.part"
         while not part.exists() or part.stat().st_size < 100_000:
