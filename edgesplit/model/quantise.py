@@ -8,6 +8,7 @@ Must not know: hosts, plans, shards.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,14 +29,14 @@ from edgesplit.model.placing import _targets as targets
 from edgesplit.model.precision import Weight
 from edgesplit.runner.anatomy import Anatomy, read_config, skeleton
 from edgesplit.runner.kernels import packed
-from edgesplit.runner.precision import GROUP, Scheme
+from edgesplit.runner.precision import GROUP, Scheme, stored
 from edgesplit.runner.quantised import matrices
 
 # A change here is another `precision.VERSION`.
 # int4: shares of a group's range that are tried, and how often scale and zero are fitted to the codes. More of both
 # takes 2 % off the error (decision 0014).
 RANGES, FITS = (1.0, 0.9), 3
-PIECE = 2**21  # weights that are quantised at once
+PIECE = 2**18  # weights that are quantised at once: what is made of them on the way stays in the processor's caches
 TINY = 1e-12  # a scale is never zero
 _KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64,
           "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # fmt: skip
@@ -114,19 +115,25 @@ def _fitted(codes: torch.Tensor, groups: torch.Tensor) -> Codes:
     return scale, (mean - scale * middle).bfloat16().float()
 
 
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def quantised(weight: torch.Tensor, scheme: Scheme) -> Codes:
     """Of [out, in], or of [experts, out, in], in pieces. Raises ValueError where a weight is no number."""
     if weight.dim() == 3:
         each = [quantised(one, scheme) for one in weight]
         return torch.stack([codes for codes, _ in each]), torch.stack([scales for _, scales in each])
-    make, rows = (int8 if scheme == "int8" else int4), max(1, PIECE // weight.shape[1])
-    made = []
-    for at in range(0, weight.shape[0], rows):
-        piece = weight[at : at + rows].float()
+    (_, shape), (_, factors) = stored(tuple(weight.shape), scheme).values()
+    codes = torch.empty(shape, dtype=torch.int8 if scheme == "int8" else torch.uint8)
+    scales = torch.empty(factors, dtype=torch.bfloat16)
+    step = max(1, PIECE // weight.shape[1])
+    for rows in (slice(at, at + step) for at in range(0, weight.shape[0], step)):
+        piece = weight[rows].float()
         if not bool(piece.isfinite().all()):
             raise ValueError("some weights are no numbers")
-        made.append(make(piece))
-    return torch.cat([codes for codes, _ in made]), torch.cat([scales for _, scales in made], -1 - (scheme == "int4"))
+        if scheme == "int8":
+            codes[rows], scales[rows] = int8(piece)
+        else:
+            codes[rows], scales[:, rows] = int4(piece)
+    return codes, scales
 
 
 # --- of a checkpoint ---
@@ -176,6 +183,7 @@ class Source:
         return groups
 
     def _load(self, state: dict[str, torch.Tensor]) -> None:
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # each thread would hold memory of its own
         rules = get_model_conversion_mapping(self.model)
         config = LoadStateDictConfig(device_map={"": "cpu"}, dtype=self.model.dtype, weight_mapping=rules)
         shown = logging.is_progress_bar_enabled()
