@@ -78,13 +78,22 @@ def _packages(spec: HostSpec, answer: Mapping[str, Any], wanted: Mapping[str, st
     other = [name for name, version in found.items() if _plain(version) != _plain(wanted.get(name, version))]
     odd = [*missing, *other]
     words = [f"{name}=={_plain(wanted[name])}" for name in odd if name in wanted]
-    do = f"on the host: {spec.interpreter} -m pip install {' '.join(words)}" if words else ""
+    do = _install(spec, words) if words else ""
     if missing:
         return Finding(subject="packages", ok=False, found=f"no {', '.join(missing)}", do=do)
     if other:
         told = ", ".join(f"{name} {found[name]} (here {wanted[name]})" for name in other)
         return Finding(subject="packages", ok=True, found=told, do=f"exactness is tested with equal versions; {do}")
     return Finding(subject="packages", ok=True, found=f"torch {found.get('torch', '?')}")
+
+
+def _install(spec: HostSpec, words: list[str]) -> str:
+    """A Python of the system's is left alone."""
+    packages = " ".join(words)
+    if spec.connection == "ssh" and spec.python is None:
+        venv = "python3 -m venv ~/edgesplit-venv && ~/edgesplit-venv/bin/pip install"
+        return f"on the host: {venv} {packages}; in the inventory: python: ~/edgesplit-venv/bin/python"
+    return f"on the host: {spec.interpreter} -m pip install {packages}"
 
 
 def _plain(version: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,15 @@ def test_a_move_sends_only_what_the_hosts_do_not_have(tmp_path: Path) -> None:
         target = split_from_placement(("desk", "desk", "desk", "desk", "shelf", "desk"))
         push(made.cargo, target, made.hosts, scene, Count(), reason="test")
         assert sent == {"desk": sum(block.size for block in made.cargo.cut.blocks[2:4])}  # and nothing else
+        old = time.time() - 2 * 86400
+        for shard in (made.folder("shelf") / "shards").iterdir():  # as if none had been in use since
+            os.utime(shard, (old, old))
+        back = split_from_placement(("desk", "desk", "desk", "shelf", "shelf", "desk"))
+        sent.clear()
+        push(made.cargo, back, made.hosts, look(made.cargo, made.hosts), Count(), reason="test")
+        assert sent == {}
+        needed = {made.cargo.cut.blocks[number].sha256 for number in (3, 4)} | {made.cargo.cut.common.sha256}
+        assert {shard.stem for shard in (made.folder("shelf") / "shards").iterdir()} == needed
 
 
 def test_other_limits_or_weights_are_not_what_serves(tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ def test_a_dry_run_tells_the_steps_and_changes_nothing(desk: Desk) -> None:
     assert (done.code, done.out) == (0, "")
     told = [line.split()[0] for line in done.err.splitlines() if line.startswith("  ")]
     assert list(dict.fromkeys(told)) == ["ship", "start", "prepare", "link", "trial", "commit", "confirm"]
-    assert "to send." in done.err
+    assert "to send, in about " in done.err
     assert not desk.work("desk").exists()
 
 
@@ -322,6 +322,9 @@ def test_a_dry_run_as_json(desk: Desk) -> None:
     answer = json.loads(desk.run("deploy", "--dry-run", "--json").out)
     assert answer["changed"] is False
     assert "commit   desk: epoch 1 serves from now on" in answer["steps"]
+    assert answer["send"]["desk"]["bytes"] > 0
+    assert desk.run("deploy", "--dry-run", "--detailed-exitcode").code == 10
+    assert desk.run("deploy", "--detailed-exitcode").code == 2
 
 
 @pytest.mark.parametrize("answer", ["n\n", ""])

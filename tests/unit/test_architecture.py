@@ -35,7 +35,14 @@ PURE = {
         "profiling.probes",
         "profiling.capacity",
     ),
-    *("orchestrator.decide", "broadcast.transition", "broadcast.signing", "hosts.commands", "hosts.known_hosts"),
+    *(
+        "orchestrator.decide",
+        "broadcast.transition",
+        "broadcast.forecast",
+        "broadcast.signing",
+        "hosts.commands",
+        "hosts.known_hosts",
+    ),
     *(
         "runner.wire",
         "runner.state",

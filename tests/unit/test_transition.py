@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from edgesplit.broadcast.forecast import SSH_RATE, shipping
 from edgesplit.broadcast.transition import Need, Phase, Presence, transition
+from edgesplit.fleet import Fleet, LinkProfile
+from edgesplit.inventory import HostSpec, Inventory, SshTarget
 from edgesplit.split import Split, split_from_placement
 
 NOTHING = Presence(folder=False, objects=frozenset(), epochs=None)
@@ -11,6 +14,26 @@ NEEDS = {
     "shelf": Need({"runner.pyz": 10, "shards/b": 200}),
     "attic": Need({"runner.pyz": 10, "shards/b": 200}),
 }
+
+
+def test_how_long_sending_will_take() -> None:
+    steps = transition(None, split("desk", "shelf", "desk"), {"desk": NOTHING, "shelf": NOTHING}, NEEDS)
+    hosts = {
+        "desk": HostSpec(connection="local", trusted=True),
+        "shelf": HostSpec(ssh=SshTarget(host="shelf")),
+        "attic": HostSpec(ssh=SshTarget(host="attic")),
+    }
+    slow, fast = LinkProfile(rtt=0.001, bandwidth=100.0), LinkProfile(rtt=0.001, bandwidth=1000.0)
+    fleet = Fleet(hosts={}, links={"desk": {"shelf": slow}, "attic": {"shelf": fast}}, measured_at=0.0, plan="")
+    assert shipping(steps, fleet, Inventory(hosts=hosts)) == {"desk": 110 / SSH_RATE, "shelf": 2.1}
+    afar = {**hosts, "desk": HostSpec(ssh=SshTarget(host="desk"), trusted=True)}
+    assert shipping(steps, fleet, Inventory(hosts=afar))["shelf"] == 0.21
+
+
+def test_a_begun_file_counts_for_what_is_missing_of_it() -> None:
+    need = Need({"shards/a": 100, "shards/b": 50, "shards/c": 7})
+    begun = Presence(True, frozenset({"shards/c"}), None, parts={"shards/a": 60, "shards/b": 51})
+    assert begun.missing(need) == {"shards/a": 40, "shards/b": 50}
 
 
 def split(*hosts: str, epoch: int = 1) -> Split:
