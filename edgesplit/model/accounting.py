@@ -16,6 +16,7 @@ import torch
 from edgesplit.model.blocks import EMBEDDING, HEAD, Block, Condensed, Flops
 from edgesplit.model.rehearsal import Forward, Rehearsal
 from edgesplit.runner.anatomy import Anatomy, AnatomyError
+from edgesplit.runner.families import family
 
 # Tokens of the forwards of three sequences: a prompt, a decode step, and where a prompt may come in pieces, two more.
 # At least eight at first: short convolutions see the last three or four tokens, and count otherwise without them.
@@ -82,9 +83,12 @@ def _lenders(text: Any) -> dict[int, int]:
 
 
 def _glued(text: Any) -> tuple[tuple[int, int], ...]:
-    """From the first layer that stores for others to the last that reads it, as blocks."""
+    """As blocks: from the embedding to the last layer that reads token ids, and from the first layer that stores for
+    others to the last that reads it."""
+    readers = getattr(text, family(text.model_type).ids or "_", None)
     lenders = _lenders(text)
-    return ((min(lenders.values()) + 1, max(lenders) + 1),) if lenders else ()
+    alone = ((0, max(readers)),) if readers else ()
+    return (*alone, *(((min(lenders.values()) + 1, max(lenders) + 1),) if lenders else ()))
 
 
 # --- what was seen ---

@@ -69,7 +69,7 @@ def boundaries(subject: Subject) -> Outcome:
         subject.legal.append(end)
         worst = max(worst, _whole(subject, chain))
     runs = ", ".join(f"{first} to {last}" for first, last in glued)
-    return Outcome(worst, f"blocks {runs} stay together: their layers share caches" if glued else "")
+    return Outcome(worst, f"blocks {runs} stay together" if glued else "")
 
 
 def _whole(subject: Subject, chain: Chain) -> float:
