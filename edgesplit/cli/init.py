@@ -47,7 +47,10 @@ def run(
     )
     for file, text in zip(files, texts, strict=True):
         _write(file, text)
-    talk.print(f"{files[0]}: this machine and {len(hosts)} hosts; {files[1]}: {model}", soft_wrap=True)
+    talk.print(
+        f"{files[0]}: {', '.join(['this machine', *(host.name for host in hosts)])}; {files[1]}: {model}",
+        soft_wrap=True,
+    )
     if not hosts:
         talk.print("no other host was found: add yours to the inventory by hand")
     talk.print(f"next: edgesplit check {files[1]}", soft_wrap=True)
