@@ -133,8 +133,8 @@ def _show(report: dict[str, Any]) -> None:
         ]
         for stage in report["stages"]
     ]
-    columns = [">#", "host", "blocks", "state", ">measured", ">predicted", ">off", ">memory"]
-    note = "Times per decode step of the stage, measured and predicted; memory of its runner."
+    columns = [">#", "host", "blocks", "state", ">seen", ">said", ">off", ">memory"]
+    note = "Seen: time of a decode step. Said: what the profile and its lessons predict for it. Memory of the runner."
     if rows:
         precision = " ".join(filter(None, [report["dtype"], report["quantization"]]))
         show(f"{report['deployment']}, epoch {report['epoch']}, {precision}", columns, rows, note)
@@ -143,7 +143,7 @@ def _show(report: dict[str, Any]) -> None:
             [link["name"], _seconds(link["measured"]), _seconds(link["predicted"]), _share(link["error"])]
             for link in report["links"]
         ]
-        show("Links", ["link", ">measured", ">predicted", ">off"], links, "Until a step's message has arrived.")
+        show("Links", ["link", ">seen", ">said", ">off"], links, "Until a step's message has arrived.")
     entry = report["entry"] or {}
     if entry:
         out.print(

@@ -2,8 +2,8 @@
 
     time to first token = one chunk through all stages and hops + (chunks - 1) x the busiest host's or hop's time for
                           a chunk + the head once
-    time per token      = max(one decode step through all stages and hops,
-                              groups of sequences x the busiest host's or hop's time for a step)
+    time per token      = max(one decode step through all stages and hops + half of what other groups keep the busiest
+                              host or hop for, groups x the busiest host's or hop's time for a step)
     L = time to first token + (new tokens - 1) x time per token, seconds
     U = the busiest host's busy seconds per request x Problem.load_unit
     P = depth-weighted share of the blocks on untrusted hosts, 0..1
@@ -30,6 +30,9 @@ from edgesplit.units import format_size, format_time
 from edgesplit.values import Value
 
 WAIT = 0.5  # of a decode step that is under way when a chunk comes, what is left on the mean
+# Of the steps of the other groups at the busiest host, the share a step waits for on its way: none if all took their
+# time to the microsecond, all if they came at random. Measured: docs/decisions/0028-prediction.md.
+QUEUE = 0.5
 LOAD_TOLERANCE = 2e-6  # twice the solver's tolerance: a load of exactly 1 is legal
 
 
@@ -107,7 +110,8 @@ def price(split: Split, problem: Problem) -> Costs:
     first, pace = _first_token(hosts, hops, split, problem)
     path = _path(hosts, hops, problem)
     busiest, busy = _busiest(split, hosts, problem)
-    answer = steps * max(path, busy) + problem.others_chunks * pace
+    token = max(path + queued(problem.groups) * busy, busy)
+    answer = steps * token + problem.others_chunks * pace
     latency = first + answer
     utilization = max(host.load for host in hosts)
     exposed = sum(
@@ -124,7 +128,7 @@ def price(split: Split, problem: Problem) -> Costs:
         utilization=utilization,
         privacy=exposed,
         time_to_first_token_seconds=first,
-        time_per_token_seconds=answer / steps if steps else max(path, busy),
+        time_per_token_seconds=answer / steps if steps else token,
         batch=problem.batch,
         path_seconds=path,
         busiest_seconds=busy,
@@ -133,6 +137,11 @@ def price(split: Split, problem: Problem) -> Costs:
         hops=hops,
         hosts=hosts,
     )
+
+
+def queued(groups: int) -> float:
+    """What a step waits for others at the busiest host or hop, in steps of all groups there."""
+    return QUEUE * (groups - 1) / groups
 
 
 def _alone(split: Split, problem: Problem) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 import pulp
 
 from edgesplit.revision.branch import Route, Shape
-from edgesplit.revision.cost import WAIT
+from edgesplit.revision.cost import WAIT, queued
 from edgesplit.revision.cuts import Hop
 from edgesplit.revision.depth import Depth, Walk
 from edgesplit.revision.problem import Problem
@@ -220,8 +220,8 @@ class Program:
         path = self._elapsed("step", decode) + pulp.lpSum(self._hops(self.wires.hop, batch))
         if groups == 1 and not self.problem.throttled:  # one step alone never waits
             return path
-        busy = [*decode.values(), *self._hops(self.wires.occupied, batch)]
-        return self._most("token", [path, *(groups * one for one in busy)])
+        busy = groups * self._most("busiest_step", [*decode.values(), *self._hops(self.wires.occupied, batch)])
+        return self._most("token", [path + queued(groups) * busy, busy])
 
     def _first_token(self, *, alone: bool) -> Expression:
         """Alone, or while others answer: they are in the way of its chunks, and begin while it answers."""

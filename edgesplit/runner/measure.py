@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import pkgutil
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ CODE = "code"  # beside this module, in the archive: own code of a checkpoint th
 ROUNDS = 25  # rounds of forwards timed at most
 BUDGET = 5.0  # seconds after which no further round begins, so that a slow host is not held up
 PAUSE = 0.01  # seconds after a forward, where it took that long
+SMALL, SMALL_COUNT = 2**26, 8  # bytes of a layer, of which so many are quickly run
 SPARE = 0.7  # share of the free memory that measuring may take
 
 
@@ -95,11 +97,11 @@ def thread_count() -> int:
 
 
 def _fitting(layers: int, size: int, available: int) -> int:
-    """How many layers the larger stage has: with the smaller one's, they take no more than SPARE of what is free."""
-    for count in (3, 2):
-        if count <= layers and (count + 1) * size <= SPARE * available:
-            return count
-    return 1
+    """How many layers the larger stage has: with the smaller one's, they take no more than SPARE of what is free. Many
+    where they are small, as their differences are then small too."""
+    counts = (SMALL_COUNT, 3, 2) if size <= SMALL else (3, 2)
+    fitting = (count for count in counts if count <= layers and (count + 1) * size <= SPARE * available)
+    return next(fitting, 1)
 
 
 def _config(data: dict[str, Any], code: list[str]) -> Any:
@@ -143,6 +145,17 @@ class _Forwards:
     def _hidden(self, tokens: int, rows: int = 1) -> Any:
         return self._arrive(tokens, rows)
 
+    def _run(self, sequences: Any, hidden: Any) -> Any:
+        """A forward as a ring does it: from what came over the wire to what goes over it."""
+        from .ring import arrived, sendable
+        from .wire import Kind, Message
+
+        came = Message(Kind.WORK, 0, tensors=sendable(hidden)[0])
+        result = self._stage.forward(sequences, arrived(came, 0))
+        if hasattr(result, "tensors"):
+            sendable(result)
+        return result
+
     def _behind(self, context: int) -> Any:
         """A sequence that has seen so many tokens."""
         sequence = self._stage.sequence()
@@ -151,11 +164,11 @@ class _Forwards:
 
     def _step(self) -> Run:
         sequence, hidden = self._behind(self._arguments["contexts"][0]), self._hidden(1)
-        return lambda: self._stage.forward(sequence, hidden)
+        return lambda: self._run(sequence, hidden)
 
     def _far_step(self) -> Run:
         sequence, hidden = self._behind(self._arguments["contexts"][1]), self._hidden(1)
-        return lambda: self._stage.forward(sequence, hidden)
+        return lambda: self._run(sequence, hidden)
 
     def _rows(self) -> Run | None:
         """One step of several sequences; of families whose sequences go one by one, that is what it is."""
@@ -163,18 +176,18 @@ class _Forwards:
         if rows < 2 or self._stage.kind == "encoder":
             return None
         group, hidden = [self._behind(self._arguments["contexts"][0]) for _ in range(rows)], self._hidden(1, rows)
-        return lambda: self._stage.forward(group, hidden)
+        return lambda: self._run(group, hidden)
 
     def _piece(self) -> Run:
         hidden = self._hidden(self._arguments["chunk"])
-        return lambda: self._stage.forward(self._stage.sequence(), hidden)
+        return lambda: self._run(self._stage.sequence(), hidden)
 
     def _short_piece(self) -> Run | None:
         short = short_piece(self._arguments["chunk"])
         if short == self._arguments["chunk"]:
             return None
         hidden = self._hidden(short)
-        return lambda: self._stage.forward(self._stage.sequence(), hidden)
+        return lambda: self._run(self._stage.sequence(), hidden)
 
     def _far_piece(self) -> Run | None:
         """A piece of a prompt behind others; taken back afterwards, which costs next to nothing."""
@@ -185,7 +198,7 @@ class _Forwards:
         self._stage.caches.mark(sequence)
 
         def run() -> None:
-            self._stage.forward(sequence, hidden)
+            self._run(sequence, hidden)
             self._stage.caches.crop(sequence, chunk)
 
         return run
@@ -236,8 +249,8 @@ def _boundary(config: Any, arguments: dict[str, Any]) -> tuple[int, Arrive]:
     return stage.range.layers, arrive
 
 
-def _interleaved(runs: dict[str, Run], device: str, threads: int) -> dict[str, float]:
-    """Seconds of each; the runs take turns, so that a disturbance hits all alike. The first round warms up.
+def _interleaved(runs: dict[str, Run], device: str, threads: int) -> dict[str, list[float]]:
+    """Seconds of each, round by round; they take turns, so that a disturbance hits all alike. The first round warms up.
 
     A pause follows each run, as in a ring, so that caches are as cold as there; where there is a quota, one in which
     what was used up comes back.
@@ -259,7 +272,7 @@ def _interleaved(runs: dict[str, Run], device: str, threads: int) -> dict[str, f
             time.sleep(max(min(took, PAUSE), (time.process_time() - used) / share - took))
         if number and time.perf_counter() > end:
             break
-    return {name: typical(taken) for name, taken in times.items()}
+    return times
 
 
 def _full_speed(took: float, share: float, period: float) -> float:
@@ -267,29 +280,31 @@ def _full_speed(took: float, share: float, period: float) -> float:
     return min(took, share * (took + period * (1 - share)))
 
 
-def _times(taken: dict[str, float], many: int, arguments: dict[str, Any]) -> dict[str, Any]:
+def _times(taken: dict[str, list[float]], many: int, arguments: dict[str, Any]) -> dict[str, Any]:
     """From seconds per forward to seconds per layer, and what a forward takes beside: see fleet.StageTimes."""
     near, far = arguments["contexts"]
     chunk, short = arguments["chunk"], short_piece(arguments["chunk"])
 
     def slope(more: str, less: str, units: float) -> float:
-        """Seconds per layer and unit by which one forward takes longer than the other."""
-        return max(0.0, (taken[more] - taken[less]) / (many * units)) if more in taken else 0.0
+        """Seconds per unit by which one forward takes longer than the other. Round by round: what disturbs a host for a
+        while is in both."""
+        differences = [late - early for late, early in zip(taken[more], taken[less], strict=True)]
+        return max(0.0, statistics.median(differences) / units)
 
     times: dict[str, Any] = {"chunk_tokens": chunk, "context": near}
     for kind, run in (("decode", "step"), ("prefill", "piece")):
-        one, all_ = taken[f"few {run}"], taken[f"many {run}"]
-        layer = (all_ - one) / (many - 1) if many > 1 else one
-        times[f"{kind}_layer"] = max(0.0, layer)
-        times[f"{kind}_overhead"] = max(0.0, one - times[f"{kind}_layer"])
+        one = typical(taken[f"few {run}"])
+        layer = slope(f"many {run}", f"few {run}", many - 1) if many > 1 else one
+        times[f"{kind}_layer"] = layer or typical(taken[f"many {run}"]) / many
+        times[f"{kind}_overhead"] = max(0.0, typical(taken[f"many {run}"]) - many * times[f"{kind}_layer"])
     if far > near:
-        times["decode_position"] = slope("many far step", "many step", far - near)
+        times["decode_position"] = slope("many far step", "many step", many * (far - near))
     if "many rows" in taken:
-        times["decode_row"] = slope("many rows", "many step", arguments["rows"] - 1)
+        times["decode_row"] = slope("many rows", "many step", many * (arguments["rows"] - 1))
     if "many short piece" in taken:
-        times["prefill_token"] = slope("many piece", "many short piece", chunk - short)
+        times["prefill_token"] = slope("many piece", "many short piece", many * (chunk - short))
     if "many far piece" in taken:
-        times["prefill_pair"] = slope("many far piece", "many piece", chunk * arguments["far"])
-    times["head"] = max(0.0, taken["head"] - times["decode_overhead"]) if "head" in taken else 0.0
-    times["sample"] = taken.get("sample", 0.0)
+        times["prefill_pair"] = slope("many far piece", "many piece", many * chunk * arguments["far"])
+    times["head"] = max(0.0, typical(taken["head"]) - times["decode_overhead"]) if "head" in taken else 0.0
+    times["sample"] = typical(taken["sample"]) if "sample" in taken else 0.0
     return times

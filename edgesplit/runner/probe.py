@@ -25,6 +25,7 @@ ECHOES = 20  # round trips timed per link
 BURST = 0.3  # seconds a bandwidth burst lasts after its warm-up; 0.2 s came within 2.5 % on shaped links
 PIECE = 2**18  # bytes per read or write
 BACK, CALLED_BACK = 2.0, 10.0  # seconds to reach the caller from the other side, and to wait for that
+PARTNER = 15.0  # seconds for the caller's further connections: it has something to import before
 STRANGER = 2.0  # seconds a caller has to show the token
 DISK_PIECE, DISK_MOST, DISK_SECONDS = 2**22, 2**26, 1.5  # bytes at once and in all, seconds until the last write
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
@@ -181,9 +182,10 @@ def listen(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _call_back(sock: socket.socket, token: bytes, caller: dict[str, Any]) -> None:
-    """Once the caller listens: say "+" if it is reached from here, else "-"."""
+    """Once the caller listens: say "+" if it is reached from here, else "-". With another token, as on one machine its
+    second port may be our first."""
     _exactly(sock, 1)
-    found = _find(caller["address"], caller["ports"], token, time.monotonic() + BACK)
+    found = _find(caller["address"], caller["ports"], token[::-1], time.monotonic() + BACK)
     if not isinstance(found, str):
         found[0].close()
     sock.sendall(b"-" if isinstance(found, str) else b"+")
@@ -201,14 +203,14 @@ def _be_called_back(sock: socket.socket, token: bytes, place: dict[str, Any]) ->
             if sock in ready or not ready:
                 return bool(ready) and _exactly(sock, 1) == b"+"
             with server.accept()[0] as stranger:
-                _is_ours(stranger, token)
+                _is_ours(stranger, token[::-1])
 
 
 def _be_a_hop(server: socket.socket, token: bytes, sizes: list[int]) -> dict[str, Any]:
     """The second part, over two more connections of the same caller: one in, one out."""
     from .hop import answer
 
-    server.settimeout(STRANGER)
+    server.settimeout(PARTNER)
     with contextlib.ExitStack() as stack:
         socks: list[socket.socket] = []
         while len(socks) < 2:
@@ -301,7 +303,7 @@ def _greeted(place: tuple[str, int], token: bytes, timeout: float) -> socket.soc
 def _hop(place: tuple[str, int], token: bytes, sizes: list[int]) -> dict[str, float]:
     from .hop import ask
 
-    with _greeted(place, token, STRANGER) as out, _greeted(place, token, STRANGER) as back:
+    with _greeted(place, token, PARTNER) as out, _greeted(place, token, PARTNER) as back:
         return ask(out, back, (min(sizes), max(sizes)))
 
 

@@ -197,10 +197,10 @@ class Ring:
             self._break(self.host, f"sequence {stray.sequence} is at {found}, not at {stray.position}")
             return
         group = [self._sequences[work.stage, turn.sequence] for turn in work.turns]
-        arrived = _rows(_arrived(work.payload, stage.carried), work.turns)
+        inputs = _rows(arrived(work.payload, stage.carried), work.turns)
         start = time.perf_counter()
         try:
-            result = stage.forward(group, arrived)
+            result = stage.forward(group, inputs)
         except _MISFIT as error:
             if self.refused is None or not isinstance(work.payload, Prompt):
                 raise
@@ -212,7 +212,7 @@ class Ring:
         turns = tuple(Turn(turn.sequence, turn.position, row) for row, turn in enumerate(work.turns))
         done = replace(work, turns=turns, payload=None)
         if isinstance(result, Hidden):
-            tensors, told = _sendable(result)
+            tensors, told = sendable(result)
             self._send(replace(done, laps=(*work.laps, _lap(work, begin, start, end))), result, tensors, told)
         elif work.sample and self.sampled is not None:
             self.sampled(replace(done, laps=(*work.laps, _lap(work, begin, start, end))), result)
@@ -284,7 +284,7 @@ def _lap(work: Work[Any], begin: float, start: float, end: float) -> Lap:
     return Lap(*(min(max(0, round(part * 1e6)), 2**32 - 1) for part in parts))
 
 
-def _arrived(payload: torch.Tensor | Prompt | Message, carried: int) -> torch.Tensor | Prompt | Hidden:
+def arrived(payload: torch.Tensor | Prompt | Message, carried: int) -> torch.Tensor | Prompt | Hidden:
     """Token ids as they are; what came over the wire as tensors again, of which the last `carried` are embeddings."""
     if not isinstance(payload, Message):
         return payload
@@ -295,15 +295,15 @@ def _arrived(payload: torch.Tensor | Prompt | Message, carried: int) -> torch.Te
     return Hidden(tuple(tensors[:kept]), bool(payload.flags & Flag.TUPLE), embeddings, told)
 
 
-def _rows(arrived: torch.Tensor | Prompt | Hidden, turns: tuple[Turn, ...]) -> torch.Tensor | Prompt | Hidden:
+def _rows(came: torch.Tensor | Prompt | Hidden, turns: tuple[Turn, ...]) -> torch.Tensor | Prompt | Hidden:
     """Of what arrived, the rows of these turns. Raises IndexError where there are none such."""
-    if arrived.shape[0] == len(turns) or isinstance(arrived, Prompt):
-        return arrived
+    if came.shape[0] == len(turns) or isinstance(came, Prompt):
+        return came
     rows = [turn.row for turn in turns]
-    return arrived.rows(rows) if isinstance(arrived, Hidden) else arrived[rows]
+    return came.rows(rows) if isinstance(came, Hidden) else came[rows]
 
 
-def _sendable(hidden: Hidden) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor | None]]:
+def sendable(hidden: Hidden) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor | None]]:
     tensors = tuple(None if tensor is None else _to_wire(tensor) for tensor in (*hidden.tensors, *hidden.carried))
     told = {name: None if tensor is None else _to_wire(tensor) for name, tensor in hidden.told.items()}
     return tensors, told

@@ -46,7 +46,7 @@ from edgesplit.split import Split, split_from_placement
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "bench" / "predict.json"
-REPEATS = 5  # requests of each client; the first warms up, the medians of the others count
+REPEATS = 4  # requests of each client; the first warms up, the medians of the others count
 CHUNK = 64
 LAYERS = 12
 LAB: dict[str, Any] = {
@@ -76,6 +76,7 @@ SPLITS = {
 WORKLOADS = {
     "chat": Workload(prompt_tokens=32, new_tokens=32, max_context=512),
     "long": Workload(prompt_tokens=384, new_tokens=24, max_context=512),
+    "story": Workload(prompt_tokens=160, new_tokens=64, max_context=512),
     "crowd": Workload(prompt_tokens=32, new_tokens=32, max_context=512, concurrency=3),
 }
 # The profile is fitted once over what all of them need.

@@ -17,7 +17,7 @@ from edgesplit.model.shards import Cut, cut
 from edgesplit.runner.cache import Sequence as Cached
 from edgesplit.runner.hidden import Hidden
 from edgesplit.runner.manifest import Manifest, Service, StagePlace
-from edgesplit.runner.ring import _arrived, _to_wire
+from edgesplit.runner.ring import _to_wire, arrived
 from edgesplit.runner.stage import Stage
 from edgesplit.runner.store import Store
 from edgesplit.runner.wire import Decoder, Flag, Kind, Message, Row, encode
@@ -133,16 +133,16 @@ def travel(hidden: Hidden) -> Hidden:
     tensors = tuple(None if tensor is None else _to_wire(tensor) for tensor in sent)
     flags = Flag.TUPLE * hidden.tuple_
     message = Message(Kind.WORK, 1, rows=(Row(0, 0),), flags=flags, tensors=tensors)
-    arrived = _arrived(_received(b"".join(encode(message))), len(hidden.carried))
-    assert isinstance(arrived, Hidden)
-    pairs = zip(sent, (*arrived.tensors, *arrived.carried), strict=True)
+    came = arrived(_received(b"".join(encode(message))), len(hidden.carried))
+    assert isinstance(came, Hidden)
+    pairs = zip(sent, (*came.tensors, *came.carried), strict=True)
     same = all(
         left is right if left is None or right is None else left.dtype == right.dtype and torch.equal(left, right)
         for left, right in pairs
     )
-    if not same or arrived.tuple_ != hidden.tuple_ or len(arrived.carried) != len(hidden.carried):
+    if not same or came.tuple_ != hidden.tuple_ or len(came.carried) != len(hidden.carried):
         raise WireChanged("what arrives over the wire is not what was sent")
-    return arrived
+    return came
 
 
 def _received(data: bytes) -> Message:

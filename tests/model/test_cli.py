@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from transformers.utils import logging
 from workspaces import Desk, edgesplit, lay
 
 from edgesplit.cli import render, status
-from edgesplit.cli.workspace import Workspace
+from edgesplit.cli.workspace import FRESH, Workspace
+from edgesplit.fleet import Learned
 
 VERBS = ("check", "profile", "plan", "deploy", "status", "generate", "watch", "down", "unlock")
 EDGESPLIT = str(Path(sys.executable).parent / "edgesplit")
@@ -276,6 +278,32 @@ def test_profile_shows_hosts_problems_and_links_within_80_columns(
     assert max(map(len, lines)) <= 80
 
 
+def test_a_fresh_profile_is_taken_as_it_is_and_says_its_age(desk: Desk) -> None:
+    space, now = Workspace.open(desk.plan, None), time.time()
+    fleet = desk.profile().model_copy(update={"measured_at": now - 600})
+    space.save(space.profile_name, fleet)
+    with desk.unchanged():
+        done = desk.run("profile")
+    assert done.code == 0, done.err
+    assert "measured 10 min ago; --refresh measures anew" in done.out
+    assert space.fresh_fleet(now) == fleet
+    assert space.fresh_fleet(now + FRESH) is None
+    space.save(space.profile_name, fleet.model_copy(update={"problems": {"desk": "no answer"}}))
+    assert space.fresh_fleet(now) is None
+
+
+def test_lessons_belong_to_the_profile_they_were_learned_of(desk: Desk) -> None:
+    desk.planned()
+    space, learned = Workspace.open(desk.plan, None), Learned(hosts={"desk": 2.0})
+    before = space.problem(space.fleet()).hosts["desk"].decode[1]
+    space.learn(space.fleet(), learned)
+    assert space.fleet().learned == learned
+    assert space.problem(space.fleet()).hosts["desk"].decode[1] == pytest.approx(2 * before)
+    assert space.split().digests is not None  # what was planned may still be deployed
+    desk.profile(desk=2e-3)
+    assert space.fleet().learned == Learned()
+
+
 def test_status_shows_stages_within_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     stage = {"stage": 0, "host": "a-host-with-a-long-name", "blocks": "embedding, layers.0-3, layers.7-9, head",
              "state": "serving", "measured_token_s": 0.0123, "predicted_token_s": None, "error": None,
@@ -297,8 +325,8 @@ def test_status_shows_stages_within_80_columns(capsys: pytest.CaptureFixture[str
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:3] == [
         "tiny, epoch 3, float32",
-        "#  host                     blocks    state    measured  predicted  off   memory",
-        "0  a-host-with-a-long-name  embeddi   serving   12.3 ms                  393 MiB",
+        "#  host                     blocks          state       seen  said  off   memory",
+        "0  a-host-with-a-long-name  embedding,      serving  12.3 ms             393 MiB",
     ]
     assert max(map(len, lines)) <= 80
 

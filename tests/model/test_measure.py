@@ -79,5 +79,6 @@ def test_what_a_quota_took_is_taken_out_again() -> None:
 
 
 def test_measuring_takes_no_more_than_the_host_can_spare() -> None:
-    assert [measure._fitting(4, 100, available) for available in (600, 500, 300, 10)] == [3, 2, 1, 1]
+    assert [measure._fitting(9, 100, available) for available in (1300, 600, 500, 300, 10)] == [8, 3, 2, 1, 1]
     assert measure._fitting(2, 100, 10**6) == 2
+    assert measure._fitting(80, 10**9, 10**12) == 3

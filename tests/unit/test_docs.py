@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,3 +162,12 @@ def test_links_lead_somewhere(document: Path) -> None:
         target = (document.parent / path) if path else document
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def test_the_cost_model_has_the_constants_of_the_code() -> None:
+    rows = re.findall(
+        r"^\| `([\w.]+)\.([A-Z_]+)` \| ([\d.e-]+) \|", (ROOT / "docs" / "cost-model.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) >= 6
+    for module, name, value in rows:
+        assert getattr(importlib.import_module(f"edgesplit.{module}"), name) == float(value), name
