@@ -69,18 +69,18 @@ SPLITS = {
     "desk 12": [("desk", 12)],
     "desk 6, shelf 6": [("desk", 6), ("shelf", 6)],
     "desk 4, shelf 4, attic 4": [("desk", 4), ("shelf", 4), ("attic", 4)],
-    "desk 4, attic 4, shelf 4": [("desk", 4), ("attic", 4), ("shelf", 4)],
+    "desk 9, attic 3": [("desk", 9), ("attic", 3)],
     "desk 2, shelf 8, cellar 2": [("desk", 2), ("shelf", 8), ("cellar", 2)],
     "desk 5, cellar 3, shelf 4": [("desk", 5), ("cellar", 3), ("shelf", 4)],
 }
 WORKLOADS = {
     "chat": Workload(prompt_tokens=32, new_tokens=32, max_context=512),
-    "long": Workload(prompt_tokens=384, new_tokens=24, max_context=512),
+    "long": Workload(prompt_tokens=256, new_tokens=32, max_context=512),
     "story": Workload(prompt_tokens=160, new_tokens=64, max_context=512),
     "crowd": Workload(prompt_tokens=32, new_tokens=32, max_context=512, concurrency=3),
 }
 # The profile is fitted once over what all of them need.
-PROFILED = Workload(prompt_tokens=384, new_tokens=32, max_context=512, concurrency=3)
+PROFILED = Workload(prompt_tokens=256, new_tokens=64, max_context=512, concurrency=3)
 say = Console(highlight=False)
 
 
