@@ -46,7 +46,13 @@ class StageTimes(Value):
     def row(self) -> float:
         return self.decode_layer if self.decode_row is None else self.decode_row
 
-    def step(self, context: float, rows: int = 1) -> float:
+    def scaled(self, factor: float) -> StageTimes:
+        """All seconds so many times as long."""
+        counts = {"chunk_tokens", "context"}
+        seconds = {name: value for name, value in self if name not in counts and value is not None}
+        return self.model_copy(update={name: factor * value for name, value in seconds.items()})
+
+    def step(self, context: float, rows: float = 1) -> float:
         """Seconds of one layer for a decode step of so many sequences, each behind that context."""
         return max(
             0.0, self.decode_layer + self.row * (rows - 1) + self.decode_position * (context - self.context) * rows
@@ -147,6 +153,11 @@ class Fleet(Value):
     def digest(self) -> str:
         """Of what was measured; what was learned of it since is something else."""
         return digest(self.model_copy(update={"learned": Learned()}))
+
+    def expected(self, name: str) -> HostProfile | None:
+        """A host as earlier deployments taught to see it; None where nobody measured it."""
+        host, factor = self.hosts.get(name), self.learned.hosts.get(name, 1.0)
+        return None if host is None else host.model_copy(update={"times": host.times.scaled(factor)})
 
     def without(self, *names: str) -> Fleet:
         """The fleet if these hosts were gone."""

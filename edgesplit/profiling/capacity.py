@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from edgesplit.fleet import Fleet, HostProfile
-from edgesplit.profiling.probes import Reading
+from edgesplit.profiling.probes import Reading, StageReading
 from edgesplit.split import Split
 from edgesplit.values import Value
 
@@ -63,7 +63,7 @@ def observe(
 ) -> State:
     """The state after one round; a reading that is a str says why there is none."""
     hosts = {
-        name: _host(state.host(name), found, fleet.hosts.get(name), running, thresholds)
+        name: _host(state.host(name), found, fleet.expected(name), running, thresholds)
         for name, found in readings.items()
     }
     entry = readings.get(running.entry)
@@ -119,16 +119,16 @@ def _from_steps(before: Reading, now: Reading, profile: HostProfile, running: Sp
         if steps < MIN_STEPS:
             continue
         spent += stage.decode_seconds - (then.decode_seconds if then else 0.0)
-        expected += steps * _decode_seconds(stage.blocks, profile, running.blocks)
+        expected += steps * _decode_seconds(stage, profile, running.blocks)
     return spent / expected if expected > 0 else None
 
 
-def _decode_seconds(blocks: tuple[int, int], profile: HostProfile, total: int) -> float:
-    """Seconds one decode step of a stage takes by the profile, after a pause."""
-    first, last = blocks
+def _decode_seconds(stage: StageReading, profile: HostProfile, total: int) -> float:
+    """Seconds one decode step of a stage takes by the profile, after a pause, with as many sequences as it had."""
+    (first, last), times = stage.blocks, profile.times
     layers = min(last, total - 2) - max(first, 1) + 1
-    head = profile.times.head if last == total - 1 else 0.0
-    taken = profile.times.decode_overhead + max(0, layers) * profile.times.decode_layer + head
+    head = times.head if last == total - 1 else 0.0
+    taken = times.decode_overhead + max(0, layers) * times.step(times.context, stage.rows) + head
     return max(taken, taken / profile.share - profile.grace)
 
 

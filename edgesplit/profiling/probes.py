@@ -37,7 +37,8 @@ def measure(
         "code": [*code],
         "dtype": plan.dtype,
         "quantization": plan.quantization,
-        "contexts": [max(1, last // 8), last],
+        # when the average token is made, half of the answer is there; the other one tells what a position costs
+        "contexts": [(tokens + last + 1) // 2, max(1, last // 8)],
         "chunk": chunk,
         "far": (tokens - 1) // chunk * chunk,
         "rows": min(plan.decode_batch, workload.concurrency),
@@ -135,6 +136,7 @@ class StageReading(Value):
     blocks: tuple[int, int]  # first, last
     steps: int
     decode_seconds: float
+    rows: float = 1.0  # sequences in a recent step
 
 
 class Reading(Value):
@@ -197,6 +199,7 @@ def parse_reading(text: str) -> Reading:
                     blocks=(stage["first"], stage["last"]),
                     steps=stage["steps"],
                     decode_seconds=stage["decode_total_s"],
+                    rows=stage.get("rows") or 1.0,
                 )
                 for number, stage in epoch.get("stages", {}).items()
                 if serving is not None

@@ -33,9 +33,9 @@ def measure(arguments: dict[str, Any]) -> dict[str, Any]:
     """Everything the controller asks of a host, in one answer.
 
     `arguments`: config (the model's), code (the names of its own files, where it may run), dtype, quantization,
-    contexts (tokens, few and many), chunk (tokens of a piece of the prompt), far (tokens before the last piece), rows
-    (sequences in a step), layer_bytes, threads (0: as many as there are cores), head (measure it too), folder (where
-    weights would be written).
+    contexts (tokens, the usual and a smaller one), chunk (tokens of a piece of the prompt), far (tokens before the
+    last piece), rows (sequences in a step), layer_bytes, threads (0: as many as there are cores), head (measure it
+    too), folder (where weights would be written).
     `missing` names the packages a runner needs and does not find; then `times` is None.
     """
     found = {name: version for name in PACKAGES if (version := _version(name))}
@@ -139,7 +139,7 @@ class _Forwards:
         held = sum(tensor.nbytes for tensor in tensors if tensor.device.type == "cpu")
         return max(0, rss() - held)
 
-    def runs(self, names: Iterable[str] = ("step", "far step", "rows", "piece", "short piece", "far piece")) -> Any:
+    def runs(self, names: Iterable[str] = ("step", "early step", "rows", "piece", "short piece", "far piece")) -> Any:
         return {name: run for name in names if (run := getattr(self, f"_{name.replace(' ', '_')}")()) is not None}
 
     def _hidden(self, tokens: int, rows: int = 1) -> Any:
@@ -166,7 +166,7 @@ class _Forwards:
         sequence, hidden = self._behind(self._arguments["contexts"][0]), self._hidden(1)
         return lambda: self._run(sequence, hidden)
 
-    def _far_step(self) -> Run:
+    def _early_step(self) -> Run:
         sequence, hidden = self._behind(self._arguments["contexts"][1]), self._hidden(1)
         return lambda: self._run(sequence, hidden)
 
@@ -214,7 +214,7 @@ def _head(config: Any, layers: int, arguments: dict[str, Any], device: str, step
     from .sampling import Sampler, Sampling
 
     stage = _random(config, (layers + 1, layers + 1), arguments, device)
-    sequence, sampler, tokens = stage.sequence(), Sampler(Sampling()), [0] * arguments["contexts"][1]
+    sequence, sampler, tokens = stage.sequence(), Sampler(Sampling()), [0] * arguments["contexts"][0]
     carried = (*step.carried, *step.carried[-1:] * stage.carried)[: stage.carried]  # outputs of layers, all alike
     step = replace(step, carried=carried)
     logits = stage.forward(sequence, step)
@@ -282,7 +282,7 @@ def _full_speed(took: float, share: float, period: float) -> float:
 
 def _times(taken: dict[str, list[float]], many: int, arguments: dict[str, Any]) -> dict[str, Any]:
     """From seconds per forward to seconds per layer, and what a forward takes beside: see fleet.StageTimes."""
-    near, far = arguments["contexts"]
+    usual, early = arguments["contexts"]
     chunk, short = arguments["chunk"], short_piece(arguments["chunk"])
 
     def slope(more: str, less: str, units: float) -> float:
@@ -291,14 +291,14 @@ def _times(taken: dict[str, list[float]], many: int, arguments: dict[str, Any]) 
         differences = [late - early for late, early in zip(taken[more], taken[less], strict=True)]
         return max(0.0, statistics.median(differences) / units)
 
-    times: dict[str, Any] = {"chunk_tokens": chunk, "context": near}
+    times: dict[str, Any] = {"chunk_tokens": chunk, "context": usual}
     for kind, run in (("decode", "step"), ("prefill", "piece")):
         one = typical(taken[f"few {run}"])
         layer = slope(f"many {run}", f"few {run}", many - 1) if many > 1 else one
         times[f"{kind}_layer"] = layer or typical(taken[f"many {run}"]) / many
         times[f"{kind}_overhead"] = max(0.0, typical(taken[f"many {run}"]) - many * times[f"{kind}_layer"])
-    if far > near:
-        times["decode_position"] = slope("many far step", "many step", many * (far - near))
+    if usual > early:
+        times["decode_position"] = slope("many step", "many early step", many * (usual - early))
     if "many rows" in taken:
         times["decode_row"] = slope("many rows", "many step", many * (arguments["rows"] - 1))
     if "many short piece" in taken:

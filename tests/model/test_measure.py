@@ -16,7 +16,7 @@ from edgesplit.runner.stage import Stage
 
 def measured(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]:
     monkeypatch.setattr(measure, "BUDGET", 0.0)
-    arguments = {"dtype": "float32", "quantization": None, "contexts": [2, 8], "chunk": 4, "far": 4, "rows": 3}
+    arguments = {"dtype": "float32", "quantization": None, "contexts": [8, 2], "chunk": 4, "far": 4, "rows": 3}
     arguments |= {"layer_bytes": 2**16, "threads": 0, "head": True, "code": [], "folder": ".", **more}
     return measure.measure({"config": model.to_dict(), **arguments})
 
@@ -29,7 +29,7 @@ def measured(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch, **more: A
 def test_times_of_layers_and_head(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = measured(model, monkeypatch)
     times = answer["times"]
-    assert (times["chunk_tokens"], times["context"]) == (4, 2)
+    assert (times["chunk_tokens"], times["context"]) == (4, 8)
     fitted = ("decode_position", "decode_row", "prefill_token", "prefill_pair", "sample")
     for name in ("decode_layer", "decode_overhead", "prefill_layer", "prefill_overhead", "head", *fitted):
         assert 0 <= times[name] < 5, name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from profiles import fleet
 
+from edgesplit.fleet import Learned
 from edgesplit.profiling.capacity import FLOOR, HostState, State, Thresholds, current, observe, slowdown
 from edgesplit.profiling.probes import Reading, StageReading
 from edgesplit.split import split_from_placement
@@ -103,3 +104,14 @@ def test_the_current_fleet_leaves_out_who_is_silent_or_set_aside() -> None:
     assert now.slowdown["desk"] == 1.5
     assert now.problems == {"shelf": "set aside after a failure", "attic": "timed out"}
     assert set(current(fleet(), state, now=151.0, timeout=100.0).hosts) == {"desk", "shelf", "attic"}
+
+
+def test_steps_of_several_sequences_and_lessons_are_expected() -> None:
+    steady = fleet(layer=2e-3)  # two layers and 1 ms; each further sequence as much as the first, but for the overhead
+    three = [reading(at, 10 * at, 10 * at * 0.013) for at in (0, 1)]
+    three = [one.model_copy(update={"stages": (one.stages[0].model_copy(update={"rows": 3.0}),)}) for one in three]
+    assert slowdown(*three, PROFILE, RUNNING) == pytest.approx(1.0)
+    taught = steady.model_copy(update={"learned": Learned(hosts={"shelf": 3.0})})
+    state = observe(State(), {"shelf": reading(0)}, RUNNING, taught, LIMITS)
+    state = observe(state, {"shelf": reading(1, 10, 10 * 0.015)}, RUNNING, taught, LIMITS)
+    assert state.host("shelf").slowdown == pytest.approx(1.0)
