@@ -274,9 +274,9 @@ def test_no_pixel_leaves_the_entry(rig: Rig, monkeypatch: pytest.MonkeyPatch) ->
     sent: list[set[str]] = []
     true = Ring._send
 
-    def watch(self: Ring, work: Any, hidden: Any) -> None:
+    def watch(self: Ring, work: Any, hidden: Any, *rest: Any) -> None:
         sent.append(set(hidden.told))
-        true(self, work, hidden)
+        true(self, work, hidden, *rest)
 
     monkeypatch.setattr(Ring, "_send", watch)
     tokens(ask(rig, CHAT))
