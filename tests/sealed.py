@@ -14,7 +14,7 @@ def key(sha256: str) -> bytes:
 
 def sealed(data: bytes, sha256: str) -> bytes:
     sealer, ends = Sealer(key(sha256)), range(0, len(data), SEGMENT)
-    return b"".join(sealer.seal(data[at : at + SEGMENT], last=at + SEGMENT >= len(data)) for at in ends)
+    return b"".join(bytes(sealer.seal(data[at : at + SEGMENT], last=at + SEGMENT >= len(data))) for at in ends)
 
 
 def known(manifest: Manifest) -> tuple[Manifest, dict[str, bytes]]:

@@ -55,7 +55,7 @@ def receive(arguments: dict[str, Any], source: RawIOBase) -> int:
 def _one(target: Path, sha: str, size: int, offset: int, source: RawIOBase, key: bytes | None) -> None:
     part = target.with_name(target.name + SUFFIX)
     target.parent.mkdir(parents=True, exist_ok=True)
-    hasher, room = hashlib.sha256(), memoryview(bytearray(SEGMENT))
+    hasher = hashlib.sha256()
     with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
         store = _Plain(file) if key is None else _Sealed(file, key)
         try:
@@ -66,12 +66,13 @@ def _one(target: Path, sha: str, size: int, offset: int, source: RawIOBase, key:
             raise _Failed(CUT, f"{part} does not begin with {offset} bytes of it") from None
         left = size - offset
         while left:
-            count = store.take(source, room[: min(left, SEGMENT)])
+            room = store.room(left)
+            count = source.readinto(room)
             if not count:
                 raise _Failed(CUT, f"{target} was cut off {left} bytes before its end")
             hasher.update(room[:count])
             left -= count
-            store.write(room[:count], last=not left)
+            store.put(count, last=not left)
         file.truncate(size if key is None else sealed_size(size))
     if hasher.hexdigest() != sha:
         part.unlink()
@@ -87,24 +88,24 @@ class _Plain:
     """Bytes as they come."""
 
     def __init__(self, file: Any) -> None:
-        self._file = file
+        self._file, self._room = file, memoryview(bytearray(SEGMENT))
 
     def begun(self, offset: int, _: int) -> Iterator[memoryview]:
         """The content that is there, of which the next bytes are the continuation."""
-        room = memoryview(bytearray(SEGMENT))
         while offset:
-            count = self._file.readinto(room[: min(offset, SEGMENT)])
+            count = self._file.readinto(self.room(offset))
             if not count:
                 raise _Short
             offset -= count
-            yield room[:count]
+            yield self._room[:count]
 
-    def take(self, source: RawIOBase, room: memoryview) -> int:
-        """How many bytes came, at most as many as there is room for; 0 at the end."""
-        return source.readinto(room) or 0
+    def room(self, left: int) -> memoryview:
+        """Where the next bytes may be put, of so many that are still to come."""
+        return self._room[: min(left, SEGMENT)]
 
-    def write(self, piece: memoryview, *, last: bool) -> None:  # noqa: ARG002 - as of what is sealed
-        _write(self._file, piece)
+    def put(self, count: int, *, last: bool) -> None:  # noqa: ARG002 - as of what is sealed
+        """So many were put there."""
+        _write(self._file, self._room[:count])
 
 
 class _Sealed:
@@ -113,20 +114,24 @@ class _Sealed:
     def __init__(self, file: Any, key: bytes) -> None:
         self._file, self._key = file, key
         self._sealer = Sealer(key)
+        self._room, self._filled = memoryview(bytearray(SEGMENT)), 0
 
     def begun(self, offset: int, size: int) -> Iterator[memoryview]:
-        opener, room = Opener(self._file.fileno(), self._key), memoryview(bytearray(SEGMENT))
+        opener = Opener(self._file.fileno(), self._key)
         for segment in range(offset // SEGMENT):
-            opener.open(segment, room, last=(segment + 1) * SEGMENT == size)
-            yield room
+            opener.open(segment, self._room, last=(segment + 1) * SEGMENT == size)
+            yield self._room
         self._sealer = Sealer(self._key, offset // SEGMENT)
         self._file.seek(place(offset // SEGMENT) if offset else 0)
 
-    def take(self, source: RawIOBase, room: memoryview) -> int:
-        return len(room) if _fill(source, room) else 0
+    def room(self, left: int) -> memoryview:
+        return self._room[self._filled : min(self._filled + left, SEGMENT)]
 
-    def write(self, piece: memoryview, *, last: bool) -> None:
-        _write(self._file, memoryview(self._sealer.seal(piece, last=last)))
+    def put(self, count: int, *, last: bool) -> None:
+        self._filled += count
+        if self._filled == SEGMENT or last:
+            _write(self._file, self._sealer.seal(self._room[: self._filled], last=last))
+            self._filled = 0
 
 
 def _exactly(source: RawIOBase, size: int) -> bytes:

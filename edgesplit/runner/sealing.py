@@ -48,13 +48,16 @@ class Sealer:
 
     def __init__(self, key: bytes, segment: int = 0) -> None:
         self._cipher, self._segment = ChaCha20Poly1305(key), segment
+        self._room = memoryview(bytearray(len(MAGIC) + SEGMENT + TAG))
+        self._room[: len(MAGIC)] = MAGIC
 
-    def seal(self, content: bytes | memoryview, *, last: bool) -> bytes:
-        """The next segment, behind the magic of the file if it is the first."""
-        sealed = self._cipher.encrypt(_nonce(self._segment), bytes(content), _bound(last))
-        head = b"" if self._segment else MAGIC
+    def seal(self, content: bytes | memoryview, *, last: bool) -> memoryview:
+        """The next segment, behind the magic of the file if it is the first; good until the next call."""
+        begin, end = len(MAGIC), len(MAGIC) + len(content) + TAG
+        self._cipher.encrypt_into(_nonce(self._segment), content, _bound(last), self._room[begin:end])
+        sealed = self._room[begin if self._segment else 0 : end]
         self._segment += 1
-        return head + sealed
+        return sealed
 
 
 class Opener:
