@@ -6,6 +6,7 @@ Must not know: how a command travels, when it is sent.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,8 @@ from edgesplit.model.blocks import Chain
 from edgesplit.plan import ModelPlan
 from edgesplit.values import Value
 
-LINK_SECONDS = 20.0  # a pair that has not met by then cannot
+FIRST_WINDOW = 10 * 1448  # bytes that TCP sends before the first acknowledgement (RFC 6928)
+LINK_SECONDS = 8.0  # a pair that has not met by then cannot; starting Python on a slow board takes three
 
 
 class NoProfile(ValueError):
@@ -115,8 +117,16 @@ def parse_call(text: str, sizes: tuple[int, int]) -> tuple[LinkProfile, LinkProf
         wires = [token / rate for rate in rates]
         overhead = max(0.0, (float(answer["echo"]) - rtt - sum(wires)) / 2)
         return (
-            _link(rtt, rates[0], overhead, float(answer["there"]) - rtt - 2 * overhead - piece / rates[0] - wires[1]),
-            _link(rtt, rates[1], overhead, float(answer["back"]) - rtt - 2 * overhead - piece / rates[1] - wires[0])
+            _link(
+                rtt,
+                rates[0],
+                overhead,
+                float(answer["there"]) - rtt - 2 * overhead - piece / rates[0] - wires[1],
+                piece,
+            ),
+            _link(
+                rtt, rates[1], overhead, float(answer["back"]) - rtt - 2 * overhead - piece / rates[1] - wires[0], piece
+            )
             if answer["both"]
             else None,
         )
@@ -124,8 +134,10 @@ def parse_call(text: str, sizes: tuple[int, int]) -> tuple[LinkProfile, LinkProf
         raise NoProfile(f"the link's measurement makes no sense: {error!r}") from error
 
 
-def _link(rtt: float, bandwidth: float, overhead: float, start: float) -> LinkProfile:
-    return LinkProfile(rtt=rtt, bandwidth=bandwidth, overhead=overhead, start=max(0.0, start))
+def _link(rtt: float, bandwidth: float, overhead: float, start: float, piece: int) -> LinkProfile:
+    """A slow start doubles what is under way with each round trip, so it cannot cost more of them than that takes."""
+    most = rtt * math.log2(1 + piece / FIRST_WINDOW)
+    return LinkProfile(rtt=rtt, bandwidth=bandwidth, overhead=overhead, start=min(max(0.0, start), most))
 
 
 class StageReading(Value):
