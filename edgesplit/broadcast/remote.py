@@ -11,7 +11,7 @@ from typing import Any
 
 from edgesplit.broadcast.authority import Secrets
 from edgesplit.broadcast.transition import Presence
-from edgesplit.errors import DeployError, EdgesplitError, HostError
+from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, HostError
 from edgesplit.hosts import commands
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import HostSpec
@@ -58,6 +58,14 @@ PYTHON_HINT = "its `python` in the inventory names one that has the runner's pac
 
 def no_python(host: Host, spec: HostSpec) -> HostError:
     return HostError(host.name, f"there is no Python {spec.interpreter} that can be run", PYTHON_HINT)
+
+
+def lacks_packages(error: CommandFailed, spec: HostSpec) -> HostError | None:
+    """What its Python said, where that means a package of the runner is missing."""
+    said = error.stderr.strip().rpartition("\n")[2]
+    if "No module named" not in said:
+        return None
+    return HostError(error.host, f"{spec.interpreter} lacks the runner's packages: {said}", PYTHON_HINT)
 
 
 def present(host: Host, folder: str, spec: HostSpec) -> tuple[Presence, dict[str, Any] | None]:

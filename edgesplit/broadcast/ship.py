@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgesplit.broadcast.cargo import Thing
-from edgesplit.broadcast.remote import look_into, no_python
+from edgesplit.broadcast.remote import lacks_packages, look_into, no_python
 from edgesplit.errors import CommandFailed, HostError, Unreachable
 from edgesplit.hosts import commands
 from edgesplit.hosts.host import Host
@@ -97,9 +97,9 @@ class Shipment:
         try:
             self.host.run(command, itertools.chain([self._keys(things)], self._counted(chunks)), _patience(size))
         except CommandFailed as error:
-            if error.status not in commands.NO_PROGRAM:
-                raise
-            raise no_python(self.host, self.spec) from error
+            if error.status in commands.NO_PROGRAM:
+                raise no_python(self.host, self.spec) from error
+            raise lacks_packages(error, self.spec) or error from error
 
     def _keys(self, things: Sequence[Thing]) -> bytes:
         """What the receiver reads first: length and JSON, path -> key in hexadecimal. Not among the words of the

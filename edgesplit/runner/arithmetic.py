@@ -40,7 +40,7 @@ def has_units(dtype: torch.dtype) -> bool:
 def widen(model: nn.Module) -> None:
     """Let its linear layers multiply many rows in float32, where that is the faster way."""
     for module in model.modules():
-        if type(module) in (nn.Linear, Conv1D):
+        if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module):  # which stands in for another stage's
             module.forward = partial(_product, module)
 
 

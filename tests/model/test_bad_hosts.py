@@ -104,7 +104,7 @@ def test_no_python_to_measure_with(make: Make, bare: Path, python: str, said: st
     assert str(desk.inventory) in done.hint
 
 
-@pytest.mark.parametrize(("python", "said"), [("/nonexistent", "/nonexistent"), ("", "No module named 'torch'")])
+@pytest.mark.parametrize(("python", "said"), [("/nonexistent", "/nonexistent"), ("", "No module named 'cryptography'")])
 def test_no_python_to_run_with(make: Make, bare: Path, python: str, said: str) -> None:
     desk = make("desk")
     desk.change_host("desk", python=python or str(bare))

@@ -214,8 +214,9 @@ def test_hosts_are_measured_with_its_code(made: Path, tmp_path: Path) -> None:
     found = trusted(made)
     code = {file.name: file.read_bytes() for file in found.own_code}
     (tmp_path / "runner.pyz").write_bytes(with_code(runner_archive(), code))
-    asked = {"config": found.config, "code": [*code], "dtype": "float32", "quantization": None, "context": 4,
-             "chunk": 4, "threads": 1, "head": False}  # fmt: skip
+    asked = {"config": found.config, "code": [*code], "dtype": "float32", "quantization": None, "contexts": [4, 1],
+             "chunk": 4, "far": 0, "rows": 1, "layer_bytes": 2**20, "threads": 1, "head": False,
+             "folder": str(tmp_path)}  # fmt: skip
     words = [sys.executable, "runner.pyz", "measure", json.dumps(asked)]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["times"]["chunk_tokens"] == 4
