@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from edgesplit.plan import Objective
-from edgesplit.revision.cost import evaluate
+from edgesplit.revision.cost import evaluate, violations
 from edgesplit.revision.exact import optimise
 from edgesplit.revision.limits import Limit, endless, limits, with_memory, without
 from edgesplit.revision.problem import Problem
@@ -21,6 +21,7 @@ from edgesplit.units import enough_size
 from edgesplit.values import Value
 
 ANY = Objective(latency=0.0, utilization=0.0, privacy=0.0)  # any split that keeps the limits will do
+PRECISE = 1024  # bytes; far above what the solver takes for equal, far below any block
 GoOn = Callable[[], bool]
 
 
@@ -57,8 +58,10 @@ def core_of(problem: Problem, go_on: GoOn = lambda: True) -> list[Limit]:
 
 
 def _possible(problem: Problem) -> Split | None:
+    """A budget a few bytes short is within the solver's tolerance, so what it finds is counted again."""
     optimum = optimise(problem)
-    return None if optimum is None else split_from_placement(optimum.placement)
+    split = None if optimum is None else split_from_placement(optimum.placement)
+    return None if split is None or violations(split, problem) else split
 
 
 def _relaxations(problem: Problem, core: Sequence[Limit], go_on: GoOn) -> Iterator[str]:
@@ -76,11 +79,12 @@ def _relaxations(problem: Problem, core: Sequence[Limit], go_on: GoOn) -> Iterat
 
 
 def least_memory(problem: Problem, host: str) -> int | None:
-    """The fewest bytes that this host must allow for any split to be possible; None where no number is enough."""
+    """The fewest bytes, to within PRECISE, that this host must allow for any split to be possible; None where no number
+    is enough."""
     low, split = problem.hosts[host].budget, _possible(with_memory(problem, host, endless(problem)))
     while split is not None:
         high = next((one.memory_bytes for one in evaluate(split, problem).hosts if one.host == host), 0)
-        split = _possible(with_memory(problem, host, high - 1))
+        split = _possible(with_memory(problem, host, high - PRECISE))
         if split is None:
             return high
         middle = (low + high) // 2

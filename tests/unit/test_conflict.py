@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hypothesis import given, settings
+from instances import Shape, instance
 from test_cost import MIB
 from test_refusal import fleet_of
-from test_solver import problems, solved
+from test_solver import every_split, problems, solved
 
 from edgesplit.plan import Pin, Workload
-from edgesplit.revision.conflict import conflict, core_of, least_memory
+from edgesplit.revision.conflict import PRECISE, conflict, core_of, least_memory
+from edgesplit.revision.cost import violations
 from edgesplit.revision.explain import conflict_words
 from edgesplit.revision.limits import limits, with_memory, without
 from edgesplit.revision.problem import Problem
@@ -31,14 +33,26 @@ def test_the_set_is_irreducible(problem: Problem) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(problems(most_hosts=3))
-def test_the_least_memory_is_enough_and_a_byte_less_is_not(problem: Problem) -> None:
+def test_the_least_memory_is_enough_and_less_is_not(problem: Problem) -> None:
     if solved(problem) is not None:
         return
     for host in problem.hosts:
         need = least_memory(problem, host)
         if need is not None:
             assert solved(with_memory(problem, host, need)) is not None
-            assert solved(with_memory(problem, host, need - 1)) is None
+            less = with_memory(problem, host, need - PRECISE)
+            assert all(violations(split, less) for split in every_split(less))
+
+
+def test_the_halving_ends_where_memory_is_in_gigabytes() -> None:
+    """Beyond some GiB a byte is within the solver's tolerance."""
+    problem = instance(Shape(32, 4, pins=1), 1)
+    for host, costs in problem.hosts.items():
+        problem = with_memory(problem, host, costs.budget // 2)
+    need = least_memory(problem, "h0001")
+    assert need is not None
+    assert solved(with_memory(problem, "h0001", need)) is not None
+    assert solved(with_memory(problem, "h0001", need - MIB)) is None
 
 
 def test_memory_and_a_pin() -> None:
