@@ -17,7 +17,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-from .entries import JOINED, CacheError, Exported, Row, can_crop, copied, counting, fill, read, settle, write
+from .entries import JOINED, CacheError, Exported, Row, can_crop, copied, counting, fill, read, settle, stays_croppable, write
 
 Layers = dict[int, dict[str, Any]]
 Keepers = Mapping[str, tuple[nn.Module, str]]  # a module and the name of its attribute
@@ -157,7 +157,7 @@ class Caches:
     def mark(self, sequence: Sequence) -> None:
         """Remember this place, so that `crop` finds back to it whatever the family."""
         rows = self.gather([sequence])
-        solid = [index for index in self._own if not can_crop(rows.cache.layers[index])]
+        solid = [index for index in self._own if not stays_croppable(rows.cache.layers[index])]
         layers = {index: copied(rows.cache.layers[index]) for index in solid}
         sequence.marked = Mark(sequence.tokens, layers, copy.deepcopy(rows.kept))
 

@@ -98,6 +98,11 @@ def can_crop(entry: Any) -> bool:
     return type(entry) in _CROPPED and not slid
 
 
+def stays_croppable(entry: Any) -> bool:
+    """Whatever comes after: a window that has room now may slide."""
+    return type(entry) in _CROPPED and not isinstance(entry, DynamicSlidingWindowLayer)
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a cache entry, without the padding in front of its `tokens`."""

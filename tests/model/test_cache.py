@@ -179,6 +179,22 @@ def test_tokens_are_taken_back_to_a_mark(chain: Chain, company: list[int]) -> No
         same(other, alone(chain, PROMPTS[number], 7))
 
 
+def test_a_mark_holds_when_a_window_slides_after_it(chain: Chain) -> None:
+    rider, prompt = Rider(chain, [7, 40]), [7, 40]
+    rider.feed()
+    for stage, cache in zip(chain, rider.caches, strict=True):
+        stage.caches.mark(cache)
+    kept, held = list(rider.tokens), list(rider.logits)
+    for _ in range(6):
+        rider.feed()
+    for stage, cache in zip(chain, rider.caches, strict=True):
+        stage.caches.crop(cache, 6)
+    rider.tokens, rider.logits, rider._fed = kept, held, len(kept) - 1
+    for _ in range(7):
+        rider.feed()
+    same(rider, alone(chain, prompt, 8))
+
+
 def test_without_a_mark_only_what_can_be_cut_is_cut(chain: Chain) -> None:
     rider = alone(chain, PROMPTS[2], 3)
     tokens = [cache.tokens for cache in rider.caches]
