@@ -17,7 +17,20 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-from .entries import JOINED, CacheError, Exported, Row, can_crop, copied, counting, fill, read, settle, stays_croppable, write
+from .entries import (
+    JOINED,
+    CacheError,
+    Exported,
+    Row,
+    can_crop,
+    copied,
+    counting,
+    fill,
+    read,
+    settle,
+    stays_croppable,
+    write,
+)
 
 Layers = dict[int, dict[str, Any]]
 Keepers = Mapping[str, tuple[nn.Module, str]]  # a module and the name of its attribute
