@@ -96,5 +96,5 @@ def test_a_running_split_whose_stages_fit_nowhere() -> None:
 def test_every_refusal_has_a_reason_and_a_hint(problem: Problem) -> None:
     if solved(problem) is None:
         error = why_infeasible(problem)
-        assert error.message.partition(":")[0] in ("memory", "links", "load")
+        assert error.message.partition(":")[0] in ("memory", "links", "load", "stages")
         assert error.hint
