@@ -52,7 +52,7 @@ def _cut(graph: Flow, sink: str, enough: float) -> tuple[float, frozenset[str]]:
     while total < enough - TINY:
         came = _path(graph, sink)
         if sink not in came:
-            return total, frozenset(graph).difference(came)
+            return total, _before(graph, sink)
         hops = []
         target = sink
         while target != START:
@@ -64,6 +64,19 @@ def _cut(graph: Flow, sink: str, enough: float) -> tuple[float, frozenset[str]]:
             graph[target][source] += step
         total += step
     return total, frozenset()
+
+
+def _before(graph: Flow, sink: str) -> frozenset[str]:
+    """Whence the sink can be reached with room: the smallest of the smallest cuts, so that hosts have cuts of their
+    own."""
+    inside, queue = {sink}, deque([sink])
+    while queue:
+        target = queue.popleft()
+        for source in graph[target]:
+            if source not in inside and graph[source][target] > TINY:
+                inside.add(source)
+                queue.append(source)
+    return frozenset(inside)
 
 
 def _path(graph: Flow, sink: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ Must not know: how a split is judged, or explained.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -15,8 +15,12 @@ import highspy
 import pulp
 
 from edgesplit.errors import EdgesplitError
+from edgesplit.revision.baseline import single_host
 from edgesplit.revision.blend import blended, near, too_many
 from edgesplit.revision.branch import NODES, TOLERANCE, Found, Search
+from edgesplit.revision.cost import evaluate
+from edgesplit.revision.fluid import Fluid
+from edgesplit.revision.highs import Highs
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.program import Program
 from edgesplit.revision.relays import Relayed, bounds_every_split
@@ -32,23 +36,19 @@ OPTIONS = {
     "primal_feasibility_tolerance": TOLERANCE,
     "dual_feasibility_tolerance": TOLERANCE,
 }
+WIDE = 96  # hosts from which on a bound over all and the best split over some is the answer
+FEW = 48  # hosts of that split
+ROUNDS, TIMES = 60, 10  # of cuts for the bound, between two looks for such a split, and how many
+CLOSE = 0.0195  # share of Phi, a bound that is close enough
 ROUGH = 1  # nodes that tell how far a rough split may be from the best
 GAIN = 1e-6  # share of Phi worth another look
-
-
-class _Highs(highspy.Highs):  # type: ignore[misc] # untyped here
-    """HiGHS logs a banner to stdout at the first call that is not about its options, and its constructor makes one."""
-
-    def enableCallbacks(self) -> None:  # noqa: N802 # HiGHS's name
-        self.setOptionValue("output_flag", False)
-        super().enableCallbacks()
 
 
 class _Solver(pulp.HiGHS):  # type: ignore[misc] # untyped here
     """PuLP's HiGHS, silent, up to the model."""
 
     def createAndConfigureSolver(self, lp: Any) -> None:  # noqa: N802 # PuLP's name
-        lp.solverModel = _Highs()
+        lp.solverModel = Highs()
         for name, value in self.optionsDict.items():
             lp.solverModel.setOptionValue(name, value)
 
@@ -74,6 +74,8 @@ class Optimum:
 
 def optimise(problem: Problem, fixed_boundaries: Split | None = None, merge: bool = True) -> Optimum | None:
     """None when nothing satisfies all constraints. See solver.solve for the two options."""
+    if merge and fixed_boundaries is None and len(problem.hosts) > WIDE:
+        return _wide(problem)
     segments = cut(problem, fixed_boundaries, merge)
     if not merge:
         return _solve(problem, segments, reference=True)
@@ -83,6 +85,37 @@ def optimise(problem: Problem, fixed_boundaries: Split | None = None, merge: boo
         least = _solve(problem, segments, nodes=ROUGH)
         return rough if least is None else replace(rough, bound=min(least.bound, rough.objective))
     return _counted(problem, segments)
+
+
+def _wide(problem: Problem) -> Optimum | None:
+    """A bound over all hosts, and the best split over those that the bound's flow fills most; by turns, until
+    they are close."""
+    alone, flow = single_host(problem), Fluid(problem)
+    whole = math.inf if alone is None else evaluate(alone, problem).phi
+    best: Optimum | None = None
+    for _ in range(TIMES):
+        enough = math.inf if best is None else best.objective * (1 - CLOSE)
+        before = flow.bound
+        if not flow.go_on(ROUNDS, enough):
+            return None if alone is None else Optimum(alone.placement(), whole, whole)
+        found = _over_some(problem, flow.share)
+        best = min((one for one in (best, found) if one is not None), key=lambda one: one.objective, default=None)
+        if flow.bound == before or (best is not None and flow.bound >= best.objective * (1 - CLOSE)):
+            break
+    bound = min(flow.bound, whole)
+    if best is None:
+        return Optimum((), math.inf, bound)
+    return replace(best, bound=min(bound, best.objective), complete=True)
+
+
+def _over_some(problem: Problem, share: Mapping[str, float]) -> Optimum | None:
+    fastest = min(problem.hosts, key=lambda host: (problem.alone_seconds(host), host))
+    order = sorted(problem.hosts, key=lambda host: (-share[host], problem.alone_seconds(host), host))
+    for count in (FEW, WIDE - 2):
+        found = optimise(problem.among({*order[:count], problem.entry, fastest}))
+        if found is not None:
+            return found
+    return None
 
 
 def _counted(problem: Problem, segments: list[Segment]) -> Optimum | None:

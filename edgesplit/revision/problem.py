@@ -6,7 +6,7 @@ Must not know: any split, nor how the best one is found.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -126,6 +126,11 @@ class Problem:
         """Those that Phi can tell apart: only answers that wait for each other gain by sharing steps."""
         wish = self.objective
         return self.batches if wish.goal == "weighted" and wish.latency > 0 else (1,)
+
+    def among(self, hosts: Collection[str]) -> Problem:
+        """If there were only these hosts; the fastest must be one of them, or `load_unit` changes."""
+        links = {pair: link for pair, link in self.links.items() if pair[0] in hosts and pair[1] in hosts}
+        return replace(self, hosts={name: one for name, one in self.hosts.items() if name in hosts}, links=links)
 
     def batched(self, batch: int) -> Problem:
         return replace(self, batch=batch)

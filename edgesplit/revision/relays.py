@@ -85,7 +85,7 @@ class Relayed:
             for host, costs in self.problem.hosts.items():
                 overhead = costs.share * (costs.chunk_overhead if first else costs.decode_overhead)
                 relay = self.at[host]
-                np.minimum(ways, ways[:, [relay]] + ways[[relay], :] + overhead, out=ways)
+                over(ways, relay, overhead)
             self.found[key] = ways
         return self.found[key]
 
@@ -98,6 +98,11 @@ class Relayed:
                 np.minimum(ways, np.maximum(ways[:, [relay]], ways[[relay], :]), out=ways)
             self.found[key] = ways
         return self.found[key]
+
+
+def over(ways: Matrix, relay: int, overhead: float) -> None:
+    """Ways over this relay where they are shorter: Floyd and Warshall's step."""
+    np.minimum(ways, ways[:, [relay]] + (ways[[relay], :] + overhead), out=ways)
 
 
 def bounds_every_split(problem: Problem) -> bool:

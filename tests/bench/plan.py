@@ -32,6 +32,7 @@ SHAPES = {
     "126 x 32": Shape(126, 32),
     "126 x 32, one wire": Shape(126, 32, lan=True),
     "126 x 64": Shape(126, 64),
+    "126 x 1000": Shape(126, 1000, need=0.03),
     "126 x 16, pins": Shape(126, 16, pins=2),
     "126 x 16, 8 at a time": Shape(126, 16, concurrency=8),
     "126 x 16, a rate": Shape(126, 16, rate=0.15),

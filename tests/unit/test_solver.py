@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scale import SCALE
 from test_cost import MIB, chain_of, host_of, mesh, posed
 
 from edgesplit.errors import InfeasibleError
@@ -143,13 +144,13 @@ def near(value: float | None) -> object:
     return None if value is None else pytest.approx(value, rel=1e-7, abs=1e-9)
 
 
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=35 * SCALE, deadline=None)
 @given(problems())
 def test_block_by_block_it_equals_brute_force(problem: Problem) -> None:
     assert phi(solved(problem, merge=False)) == near(best_phi(every_split(problem), problem))
 
 
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=35 * SCALE, deadline=None)
 @given(problems(like=True))
 def test_counting_layers_loses_nothing_where_no_relay_pays(problem: Problem) -> None:
     solution = solved(problem)
@@ -157,7 +158,7 @@ def test_counting_layers_loses_nothing_where_no_relay_pays(problem: Problem) -> 
     assert solution is None or solution.status is Status.OPTIMAL
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20 * SCALE, deadline=None)
 @given(problems())
 def test_counting_layers_bounds_every_split(problem: Problem) -> None:
     counted, named = solved(problem), solved(problem, merge=False)
@@ -170,7 +171,7 @@ def test_counting_layers_bounds_every_split(problem: Problem) -> None:
             assert counted.costs.phi == pytest.approx(named.costs.phi, rel=2e-6, abs=1e-9)
 
 
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=35 * SCALE, deadline=None)
 @given(problems(), st.data())
 def test_whole_stages_equal_brute_force_over_their_hosts(problem: Problem, data: st.DataObject) -> None:
     names, inner = list(problem.hosts), len(problem.blocks) - 2
@@ -184,7 +185,7 @@ def test_whole_stages_equal_brute_force_over_their_hosts(problem: Problem, data:
     assert phi(solved(problem, fixed=running)) == near(best_phi(splits(), problem))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200 * SCALE, deadline=None)
 @given(st.booleans().flatmap(lambda like: problems(like, most_hosts=3)), st.booleans(), st.data())
 def test_pins_hold_and_the_program_means_what_the_costs_say(problem: Problem, merge: bool, data: st.DataObject) -> None:
     problem = problem.batched(data.draw(st.sampled_from(problem.batches)))
@@ -201,7 +202,7 @@ def test_pins_hold_and_the_program_means_what_the_costs_say(problem: Problem, me
     assert optimum.bound <= costs * (1 + 1e-7) + 1e-9
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15 * SCALE, deadline=None)
 @given(problems())
 def test_equal_problems_have_equal_answers(problem: Problem) -> None:
     assert solved(problem) == solved(problem)
@@ -214,7 +215,7 @@ def test_the_order_of_the_hosts_does_not_matter() -> None:
     assert solve(posed(chain, hosts, links)) == solve(posed(chain, turned, dict(reversed(links.items()))))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20 * SCALE, deadline=None)
 @given(problems())
 def test_the_rules_never_beat_the_optimum(problem: Problem) -> None:
     for split in (greedy(problem), single_host(problem)):
