@@ -16,8 +16,8 @@ from typing import Any
 
 import highspy
 
-from edgesplit.errors import EdgesplitError
 from edgesplit.revision.cuts import Hop, unreached
+from edgesplit.revision.highs import solved
 
 TOLERANCE = 1e-9  # of the solver, on numbers scaled to about 1
 WHOLE = 1e-6  # from a whole number
@@ -121,15 +121,6 @@ class Search:
             self.model.changeColBounds(column, *bounds.get(column, self.limits[column]))
         self.set = bounds
 
-    def _solve(self) -> bool:
-        self.model.run()
-        status = self.model.getModelStatus()
-        if status == highspy.HighsModelStatus.kOptimal:
-            return True
-        if status in {highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible}:
-            return False
-        raise EdgesplitError(f"the solver stopped without an answer: {self.model.modelStatusToString(status)}")
-
     def _value(self) -> float:
         return float(self.model.getInfo().objective_function_value)
 
@@ -137,7 +128,7 @@ class Search:
         """Cuts until none is violated, or none helps; a whole solution breaks none. None: nothing is left."""
         stalls, last = 0, -math.inf
         while True:
-            if not self._solve():
+            if not solved(self.model):
                 return None
             value = self._value()
             if self._settled(value):

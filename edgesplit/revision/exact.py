@@ -11,16 +11,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import highspy
 import pulp
 
-from edgesplit.errors import EdgesplitError
 from edgesplit.revision.baseline import single_host
 from edgesplit.revision.blend import blended, near, too_many
 from edgesplit.revision.branch import NODES, TOLERANCE, Found, Search
 from edgesplit.revision.cost import evaluate
 from edgesplit.revision.fluid import Fluid
-from edgesplit.revision.highs import Highs
+from edgesplit.revision.highs import Highs, solved
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.program import Program
 from edgesplit.revision.relays import Relayed, bounds_every_split
@@ -28,8 +26,7 @@ from edgesplit.revision.segments import Segment, cut
 from edgesplit.split import Split
 
 OPTIONS = {
-    "threads": 1,  # with the fixed seed: equal problems, equal answers
-    "random_seed": 0,
+    "random_seed": 0,  # equal problems, equal answers
     "mip_rel_gap": TOLERANCE,
     "mip_abs_gap": TOLERANCE,
     "mip_feasibility_tolerance": TOLERANCE,
@@ -179,12 +176,9 @@ def _solve(
 
 
 def _highs(model: Any) -> Found:
-    model.run()
-    status, info = model.getModelStatus(), model.getInfo()
-    if status == highspy.HighsModelStatus.kInfeasible:
-        return Found()
-    if status != highspy.HighsModelStatus.kOptimal:
-        raise EdgesplitError(f"the solver stopped without an answer: {model.modelStatusToString(status)}")
+    if not solved(model):
+        return Found(bound=math.inf)
+    info = model.getInfo()
     return Found(
         list(model.getSolution().col_value), info.objective_function_value, info.mip_dual_bound, info.mip_node_count
     )

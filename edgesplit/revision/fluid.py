@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgesplit.revision.cost import WAIT, queued
 from edgesplit.revision.cuts import VIOLATED, unreached
-from edgesplit.revision.highs import Highs
+from edgesplit.revision.highs import Highs, solved
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.relays import over
 
@@ -46,7 +46,6 @@ class Fluid:
         self.at = {name: number for number, name in enumerate(self.names)}
         self.most = {host: self._fitting(host) for host in problem.hosts}
         self.model = Highs()
-        self.model.setOptionValue("threads", 1)
         self.columns = 0
         self.bound, self.share = -math.inf, dict.fromkeys(problem.hosts, 0.0)
         self.mean = np.zeros(0)
@@ -249,8 +248,7 @@ class Fluid:
         """Rounds of cuts and hops, until the bound is `enough` or none helps. False: there is no such flow."""
         last, stalls = -math.inf, 0
         for _ in range(rounds):
-            self.model.run()
-            if self.model.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            if not solved(self.model):
                 if not self._complete():
                     return False
                 continue
