@@ -94,8 +94,8 @@ class ServiceLevel(Value):
 class WatchPolicy(Value):
     """When `edgesplit watch` thinks again."""
 
-    interval: Annotated[Time, Field(ge=0.1)] = 2.0  # between two rounds of readings
-    host_timeout: Time = 6.0  # a host silent for so long is lost
+    interval: Annotated[Time, Field(ge=0.1)] = 2.0  # between two readings of a host
+    host_timeout: Time = 6.0  # a host not heard of for so long is not counted on
     slowdown: Annotated[float, Field(gt=1)] = 1.5  # measured over profiled compute time
     memory: Fraction = 0.95  # used share of what a host allows
     patience: Positive = 3  # consecutive readings over a threshold before it counts

@@ -25,7 +25,7 @@ def run(
     Ctrl-C stops watching; the ring goes on serving.
     """
     import signal
-    import time
+    from contextlib import ExitStack
 
     from edgesplit.broadcast.cargo import split_of
     from edgesplit.broadcast.remote import manifest
@@ -39,7 +39,7 @@ def run(
         signal.signal(number, signal.default_int_handler)
     space = Workspace.open(plan, inventory)
     fleet, cargo = space.fleet(), space.cargo()
-    with connect(space.inventory, accept_new=accept_new) as hosts:
+    with connect(space.inventory, accept_new=accept_new) as hosts, ExitStack() as resources:
         kept = manifest(hosts[space.plan.entry], cargo.folder(space.plan.entry))
         if kept is None:
             raise ServingError(f"{space.plan.name} is not deployed", f"edgesplit deploy {plan}")
@@ -48,16 +48,14 @@ def run(
                 "the plan, the inventory or the checkpoint is not the one that is deployed",
                 f"run: edgesplit plan {plan} and edgesplit deploy {plan}",
             )
-        watch = Watch(cargo, fleet, hosts, split_of(kept), Quiet())
+        watch = resources.enter_context(Watch(cargo, fleet, hosts, split_of(kept), Quiet()))
         talk.print(f"watching epoch {kept.epoch} of {space.plan.name}; Ctrl-C stops watching")
         try:
             while True:
-                start = time.monotonic()
                 for event in watch.round(dry_run=dry_run):
                     _show(event, as_json)
                 if once:
                     return
-                time.sleep(max(0.0, space.plan.watch.interval - (time.monotonic() - start)))
         except KeyboardInterrupt:
             talk.print(f"no longer watching; epoch {watch.running.epoch} goes on serving")
 

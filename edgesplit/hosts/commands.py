@@ -203,9 +203,3 @@ def control(python: str, folder: str, archive: str, timeout: float, wait: int = 
 
 def log_tail(folder: str, lines: int = 20) -> Command:
     return Command("read the runner's log", f"tail -n {lines} {path(folder + '/runner.log')} 2>/dev/null || true")
-
-
-def probe(python: str, folder: str, archive: str) -> Command:
-    """One reading of the host and of the runner in this folder; an archive that is there already does it."""
-    arguments = json.dumps({"folder": "."})
-    return Command("read the host", f"cd {path(folder)} && {path(python)} {_words(archive, 'probe', arguments)}")

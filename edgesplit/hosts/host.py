@@ -17,6 +17,7 @@ from typing import IO, Literal, Protocol, cast
 
 from edgesplit.errors import CommandFailed, Unreachable
 from edgesplit.hosts.commands import NO_PROGRAM, Command
+from edgesplit.hosts.lines import Lines, LocalLines
 
 READ_SIZE = 1 << 16  # what a Linux pipe holds
 
@@ -46,6 +47,10 @@ class Host(Protocol):
 
         An exception of the `stdin` iterable ends the command and passes through as it is.
         """
+
+    def stream(self, command: Command, stdin: bytes = b"", silence: float = 60.0) -> Lines:
+        """What a command prints, as it comes, until it ends or is closed. Raises Unreachable, then and while it runs
+        when it says nothing for `silence` seconds."""
 
     def dial(self, address: str, port: int, timeout: float = 10.0) -> Stream:
         """A TCP connection made from this host, with `timeout` set on it. Raises Unreachable."""
@@ -98,6 +103,9 @@ class LocalHost:
             status = process.returncode if process.returncode > 0 else 128 - process.returncode  # as sh counts signals
             raise failed(self.name, command, status, bytes(stderr))
         return stdout.decode("utf-8", "replace")
+
+    def stream(self, command: Command, stdin: bytes = b"", silence: float = 60.0) -> Lines:
+        return LocalLines(self.name, command, stdin, silence, lambda *end: failed(self.name, command, *end))
 
     def dial(self, address: str, port: int, timeout: float = 10.0) -> Stream:
         try:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from typing import cast
 
 import paramiko
@@ -22,7 +23,9 @@ from edgesplit.hosts import ssh_bulk, ssh_carrier, ssh_trust
 from edgesplit.hosts.commands import Command
 from edgesplit.hosts.host import Stream, failed, no_answer
 from edgesplit.hosts.known_hosts import Entry
+from edgesplit.hosts.lines import Lines
 from edgesplit.hosts.ssh_carrier import Carrier, Piped, Tunnel
+from edgesplit.hosts.ssh_lines import SshLines
 from edgesplit.hosts.ssh_login import login
 from edgesplit.hosts.ssh_target import Endpoint, jump_target, resolve
 from edgesplit.inventory import SshTarget
@@ -144,7 +147,8 @@ class _Exchange:
             self._channel.close()
         self._channel.event.set()  # exec_command waits for it, for ever if the connection died at the wrong moment
 
-    def start(self, line: str) -> None:
+    def start(self, line: str, *, drain: bool = True) -> None:
+        """`drain`: gather what it prints; else whoever started it reads the channel."""
         self._timer.start()
         try:
             self._channel.exec_command(f"exec /bin/sh -c {shlex.quote(line)}")  # whatever the login's own shell is
@@ -152,8 +156,12 @@ class _Exchange:
             if self._late.is_set():
                 raise TimeoutError from None
             raise
-        for drain in self._drains:
-            drain.start()
+        self._drains = self._drains if drain else []
+        for each in self._drains:
+            each.start()
+
+    def wait_for_ever(self) -> None:
+        self._timer.cancel()
 
     def feed(self, stdin: bytes | Iterable[bytes]) -> None:
         """Send it all, or what the command takes of it: why it ended early, its status and stderr tell."""
@@ -244,6 +252,23 @@ class SshHost:
         if status != 0:
             raise failed(self.name, command, status, bytes(exchange.stderr))
         return exchange.stdout.decode("utf-8", "replace")
+
+    def stream(self, command: Command, stdin: bytes = b"", silence: float = 60.0) -> Lines:
+        silent = f"'{command.title}' has said nothing for {silence:g} s"
+        with _border(self.name, self._place, silent):
+            deadline = time.monotonic() + silence
+            channel = self._channel("session", deadline)
+            exchange = _Exchange(channel, deadline - time.monotonic())
+            try:
+                exchange.start(command.line, drain=False)
+                exchange.feed(stdin)
+            except BaseException:
+                exchange.close()
+                raise
+        exchange.wait_for_ever()
+        channel.settimeout(silence)
+        border = partial(_border, self.name, self._place, silent)
+        return SshLines(channel, exchange, border, lambda *end: failed(self.name, command, *end))
 
     def dial(self, address: str, port: int, timeout: float = 10.0) -> Stream:
         there = f"{address} port {port} (dialled from the host)"

@@ -5,29 +5,33 @@ Must not know: how events are shown, what a threshold is (decide.py does), how a
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Literal
 
 from pydantic import Field
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.push import Progress, look, push, served
-from edgesplit.errors import EdgesplitError, HostError, InfeasibleError, ServingError
-from edgesplit.fleet import Fleet
+from edgesplit.errors import EdgesplitError, ServingError
+from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.hosts.host import Host
-from edgesplit.orchestrator.decide import Alarm, Decision, Options, alarms, decide, thresholds
-from edgesplit.profiling.capacity import State, current, observe
-from edgesplit.profiling.collect import collect
-from edgesplit.profiling.probes import Reading
-from edgesplit.revision.problem import Problem, pose
-from edgesplit.revision.revise import redistribution, running_phi
-from edgesplit.revision.solver import solve
+from edgesplit.orchestrator.decide import FIRST, Decision
+from edgesplit.orchestrator.think import Thinker, moved
+from edgesplit.profiling.capacity import Heard, State, probed
+from edgesplit.profiling.collect import meet
+from edgesplit.profiling.probes import Reading, message_sizes
+from edgesplit.profiling.telemetry import Telemetry
 from edgesplit.split import Split
 from edgesplit.values import Value
 
-ASIDE = 120.0  # seconds a host is not used after its runner died there: time enough to see whether it dies again
+URGENT = 0.5  # seconds of a turn while the ring is broken
+PROBE_EVERY = 30.0  # seconds between two measurements of links that nothing is sent over, while nobody asks anything
 
 
 class Event(Value):
@@ -45,7 +49,7 @@ class Event(Value):
 
 @dataclass
 class Watch:
-    """One controller watching one deployment. `clock` gives seconds since the epoch."""
+    """One controller watching one deployment, from `with` to its end. `clock` gives seconds since the epoch."""
 
     cargo: Cargo
     fleet: Fleet
@@ -55,25 +59,60 @@ class Watch:
     clock: Callable[[], float] = time.time
     state: State = field(default_factory=State)
 
+    def __post_init__(self) -> None:
+        cargo = self.cargo
+        self._thinker = Thinker(cargo.checkpoint.chain, self.fleet, cargo.plan, cargo.inventory)
+        self._telemetry = Telemetry(self.hosts, cargo.inventory, cargo.plan.name, cargo.plan.watch.interval, self.clock)
+        self._resources = ExitStack()
+        self._prober = ThreadPoolExecutor(1, "links")
+        self._pairs = itertools.cycle(list(itertools.combinations(sorted(self.fleet.hosts), 2)) or [("", "")])
+        self._sizes = message_sizes(cargo.plan, cargo.checkpoint.chain)
+        self._probe: Future[dict[tuple[str, str], LinkProfile | str]] | None = None
+        self._probed_at = self.clock()
+
+    def __enter__(self) -> Watch:
+        self._resources.callback(self._prober.shutdown, wait=False, cancel_futures=True)
+        self._resources.enter_context(self._telemetry)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
     def round(self, *, dry_run: bool = False) -> Iterator[Event]:
-        """One turn of the loop; the events as they happen. Raises ServingError when the deployment is gone."""
-        readings = self._measure()
+        """One turn of the loop, of at most an interval; the events as they happen. Raises ServingError when the
+        deployment is gone."""
+        heard = self._measure()
         now = self.clock()
-        yield self._event("reading", _summary(readings), readings=readings)
-        self._follow(readings[self.running.entry])
-        policy = self.cargo.plan.watch
-        tripped = alarms(self.state, self.running, policy, now)
-        if not tripped:
+        yield self._event("reading", self._summary(now), readings={name: news.what for name, news in heard.items()})
+        before = self.state
+        self.state, decision = self._thinker.think(before, self.running, now)
+        if decision is None:
+            self._probe_links(now)
             return
-        self._set_aside(tripped, now)
-        options = self._revise(now)
-        decision = decide(tripped, options, self.running, self.state, policy, now)
         if decision.target is None:
             yield self._event("keep", decision.because, decision=decision)
             return
         yield self._event("move", f"{decision.action}: {decision.because}", decision=decision, split=decision.target)
         if not dry_run:
-            yield self._broadcast(decision.target, decision)
+            yield self._broadcast(decision.target, decision, before)
+
+    # 1 Monitoring & Capacity Profiling
+
+    def _measure(self) -> dict[str, Heard]:
+        """What came since the last turn. It takes until the entry is heard of; at first, and of a broken ring, all."""
+        if not self.state.hosts:
+            heard = self._telemetry.take(FIRST, self.hosts)
+        elif self.state.broken_at is None:
+            heard = self._telemetry.take(self.cargo.plan.watch.interval, [self.running.entry])
+        else:
+            heard = self._telemetry.take(URGENT, self.running.hosts)
+        entry = heard.get(self.running.entry)
+        if entry is not None:
+            self._follow(entry.what)
+        self.state = self._thinker.heed(self.state, heard, self.running)
+        return heard
 
     def _follow(self, entry: Reading | str) -> None:
         """Somebody else may have deployed another epoch, or taken everything down. Raises ServingError."""
@@ -82,72 +121,55 @@ class Watch:
         name, host = self.cargo.plan.name, self.running.entry
         if not entry.deployed:
             raise ServingError(f"{name} was taken down", "nothing is left to watch")
-        if entry.serving is not None and entry.serving != self.running.epoch:
+        if entry.serving is not None and entry.serving > self.running.epoch:
             self.running = served(self.hosts[host], self.cargo.folder(host)) or self.running
 
-    # 1 Monitoring & Capacity Profiling
-
-    def _measure(self) -> dict[str, Reading | str]:
+    def _summary(self, now: float) -> str:
         plan = self.cargo.plan
-        found = collect(self.hosts, self.cargo.inventory, plan.name, self.running.hosts)
-        readings = {name: _words(name, reading) for name, reading in found.items()}
-        limits = thresholds(plan.watch, plan.service)
-        self.state = observe(self.state, readings, self.running, self.fleet, limits)
-        return readings
+        well = [name for name in self.hosts if (reading := self.state.host(name).reading) and reading.runner]
+        away = [name for name in self.running.hosts if self.state.host(name).away(now, plan.watch.host_timeout)]
+        silent = f"; {', '.join(away)} cannot be heard" if away else ""
+        return f"{len(well)} of {len(self.hosts)} runners answer{silent}"
 
-    # 2 Adaptive Orchestrator: decide.py
+    def _probe_links(self, now: float) -> None:
+        """One pair after another, while the ring is idle. Links of the ring tell their round trips by themselves."""
+        if self._probe is not None:
+            if self._probe.done():
+                self.state = probed(self.state, self.fleet, self._probe.result(), now)
+                self._probe, self._probed_at = None, now
+            return
+        entry = self.state.host(self.running.entry).reading
+        if now - self._probed_at < PROBE_EVERY or entry is None or entry.running or len(self.fleet.hosts) < 2:
+            return
+        timeout = self.cargo.plan.watch.host_timeout
+        pair = next(self._pairs)
+        if not any(self.state.host(name).away(now, timeout) for name in pair):
+            self._probe = self._prober.submit(meet, self.hosts, self.cargo.inventory, pair, self._sizes)
 
-    def _set_aside(self, tripped: tuple[Alarm, ...], now: float) -> None:
-        """A host that was lost is not used for a while; but never the entry, without which nothing serves."""
-        lost = [alarm.host for alarm in tripped if alarm.kind == "lost" and alarm.host != self.running.entry]
-        self.state = self.state.model_copy(
-            update={
-                "aside": {**self.state.aside, **dict.fromkeys(lost, now + max(ASIDE, self.cargo.plan.watch.cooldown))}
-            }
-        )
-
-    # 3 Split Revision
-
-    def _revise(self, now: float) -> Options:
-        """The running split and its rivals on the state as it is; hosts set aside only where nothing else is left."""
-        try:
-            return self._options(self.state, now)
-        except InfeasibleError as error:
-            reachable = self.state.model_copy(update={"aside": {}})
-            try:
-                return self._options(reachable, now)
-            except InfeasibleError:
-                return Options(running=None, redistribution=None, resplit=None, impossible=error.message)
-
-    def _options(self, state: State, now: float) -> Options:
-        problem = self._problem(state, now)
-        return Options(
-            running=running_phi(self.running, problem),
-            redistribution=redistribution(self.running, problem),
-            resplit=solve(problem),
-        )
-
-    def _problem(self, state: State, now: float) -> Problem:
-        plan = self.cargo.plan
-        fleet = current(self.fleet, state, now, plan.watch.host_timeout)
-        return pose(self.cargo.checkpoint.chain, fleet, plan, self.cargo.inventory)
+    # 2 Adaptive Orchestrator and 3 Split Revision: think.py
 
     # 4 Reconfiguration Broadcast
 
-    def _broadcast(self, target: Split, decision: Decision) -> Event:
+    def _broadcast(self, target: Split, decision: Decision, before: State) -> Event:
         start = self.clock()
+        timeout = self.cargo.plan.watch.host_timeout
+        gone = self.state.thought.now.problems if self.state.thought else {}
         reachable = {
             name: host
             for name, host in self.hosts.items()
-            if (seen := self.state.host(name)).seen is not None and not seen.failure
+            if name in target.hosts or not (name in gone or self.state.host(name).away(start, timeout))
         }
         try:
             scene = look(self.cargo, reachable)
             pushed = push(self.cargo, target, reachable, scene, self.progress, reason=f"watch: {decision.action}")
         except EdgesplitError as error:
+            self.state = self.state.model_copy(
+                update={"last_move": self.clock(), "thought": before.thought, "answered": before.answered}
+            )
             return self._event("failed", error.message, decision=decision, split=target)
         self.running = pushed.split
-        self.state = self.state.model_copy(update={"last_move": self.clock(), "hosts": _rested(self.state)})
+        self.state = moved(self.state, self.clock())
+        self._telemetry.take(0.0)  # what was said before the move is of no more use
         took = self.clock() - start
         text = "; ".join([f"epoch {self.running.epoch} serves after {took:.1f} s", *pushed.warnings])
         return self._event("moved", text, decision=decision, split=self.running, seconds=took)
@@ -156,17 +178,3 @@ class Watch:
         return Event.model_validate(
             {"at": self.clock(), "event": kind, "text": text, "epoch": self.running.epoch, **more}
         )
-
-
-def _rested(state: State) -> dict[str, object]:
-    """After a move the counters begin anew; what is known of the hosts stays."""
-    return {name: host.model_copy(update={"slow_for": 0, "short_for": 0}) for name, host in state.hosts.items()}
-
-
-def _words(name: str, reading: Reading | HostError) -> Reading | str:
-    return reading if isinstance(reading, Reading) else reading.message.removeprefix(f"{name}: ")
-
-
-def _summary(readings: Mapping[str, Reading | str]) -> str:
-    well = sum(isinstance(reading, Reading) and reading.runner for reading in readings.values())
-    return f"{well} of {len(readings)} runners answer"

@@ -1,4 +1,4 @@
-"""Ask every host at once, and every pair in turn: the profile before a plan, the readings while it serves.
+"""Ask every host at once, and every pair in turn: the profile before a plan.
 
 Must not know: what the numbers are good for.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,15 +17,14 @@ from edgesplit.fleet import Fleet, HostProfile, LinkProfile
 from edgesplit.hosts.commands import NO_PROGRAM
 from edgesplit.hosts.fanout import survey
 from edgesplit.hosts.host import Host
-from edgesplit.inventory import HostSpec, Inventory
+from edgesplit.inventory import Inventory
 from edgesplit.model.checkpoint import Checkpoint
 from edgesplit.plan import ModelPlan
 from edgesplit.profiling import probes
-from edgesplit.profiling.probes import NoProfile, Reading
+from edgesplit.profiling.probes import NoProfile
 from edgesplit.values import digest
 
 MEASURE_SECONDS = 180.0  # importing torch on a slow board takes a minute
-READ_SECONDS = 10.0
 Note = Callable[[str], None]
 T = TypeVar("T")
 
@@ -115,7 +114,7 @@ def measure_links(
     progress = _Progress(note, "pairs", len(hosts) * (len(hosts) - 1) // 2)
     for pairs in rounds(hosts):
         with ThreadPoolExecutor(max(1, len(pairs))) as pool:
-            acts = pool.map(lambda pair: progress.step(_pair(hosts, inventory, pair, sizes)), pairs)
+            acts = pool.map(lambda pair: progress.step(meet(hosts, inventory, pair, sizes)), pairs)
             for found in acts:
                 for (source, target), link in found.items():
                     if isinstance(link, str):
@@ -125,7 +124,7 @@ def measure_links(
     return links, reasons
 
 
-def _pair(
+def meet(
     hosts: Mapping[str, Host], inventory: Inventory, pair: tuple[str, str], sizes: tuple[int, int]
 ) -> dict[tuple[str, str], LinkProfile | str]:
     """Both directions, or why they are not there. The one that calls is tried the other way round if it cannot."""
@@ -157,32 +156,3 @@ def _call(
             return str(error)
         finally:
             waiting.exception()
-
-
-# --- readings ---
-
-
-def collect(
-    hosts: Mapping[str, Host], inventory: Inventory, name: str, deployed: Collection[str]
-) -> dict[str, Reading | HostError]:
-    """One reading of every host, or why there is none, within READ_SECONDS; `deployed` have the archive already."""
-    archive = runner_archive()
-
-    def read(host: Host) -> Reading:
-        spec = inventory.hosts[host.name]
-        folder = f"{spec.work}/{name}"
-        try:
-            return probes.parse_reading(_reading(host, spec, folder, here=host.name in deployed))
-        except NoProfile as error:
-            raise HostError(host.name, str(error)) from error
-
-    def _reading(host: Host, spec: HostSpec, folder: str, *, here: bool) -> str:
-        if here:
-            try:
-                return host.run(probes.read(spec, folder, archive.name), timeout=READ_SECONDS)
-            except CommandFailed:  # the folder was removed: that is a reading too
-                pass
-        return host.run(probes.read_afar(spec, folder), stdin=archive.data, timeout=READ_SECONDS)
-
-    found, failures = survey(hosts, read)
-    return {**found, **failures}

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from pydantic import Field
+
 from edgesplit.fleet import HostProfile, LinkProfile, StageTimes
 from edgesplit.hosts import commands
 from edgesplit.hosts.commands import Command
@@ -141,7 +143,7 @@ def _link(rtt: float, bandwidth: float, overhead: float, start: float, piece: in
 
 
 class StageReading(Value):
-    """Totals of one stage since it was loaded: decode steps, and seconds spent in them."""
+    """Totals of one stage since it was loaded: decode steps of one sequence, and seconds spent in them."""
 
     epoch: int
     stage: int
@@ -154,8 +156,8 @@ class StageReading(Value):
 class Reading(Value):
     """One look at one host. Totals only rise; the difference of two readings is what happened between them.
 
-    `deployed`: has it ever served here. `runner`: does it answer. `broken`: why the epoch it serves is broken, "" if
-    it is not.
+    `deployed`: has it ever served here. `runner`: does it answer; `mute`: it does not, but it is there. `broken`: why
+    the epoch it serves is broken, "" if it is not. `links`: the round trip to each next host, seconds.
     """
 
     at: float
@@ -165,23 +167,21 @@ class Reading(Value):
     busy_seconds: float  # of the CPUs the runner may use, by everybody
     deployed: bool
     runner: bool
+    mute: bool = False
     runner_seconds: float = 0.0  # CPU time of the runner
     threads: int = 0  # of the runner
     serving: int | None = None
     broken: str = ""
     stages: tuple[StageReading, ...] = ()
+    links: dict[str, float] = Field(default_factory=dict)
+    running: int = 0  # entry only: sequences under way or waiting
     tokens: int = 0  # entry only: tokens given out
     time_per_token: float | None = None  # entry only: median of the recent ones, seconds
 
 
-def read(spec: HostSpec, folder: str, archive: str) -> Command:
-    """Spare capacity and the runner's state; the archive is on the host already."""
-    return commands.probe(spec.interpreter, folder, archive)
-
-
-def read_afar(spec: HostSpec, folder: str) -> Command:
-    """The same on a host without the archive, which is standard input."""
-    return commands.measure(spec.interpreter, "probe", {"folder": folder})
+def stream(spec: HostSpec, folder: str, interval: float) -> Command:
+    """Readings of the host and of the runner in this folder, a line each, for ever; standard input is the archive."""
+    return commands.measure(spec.interpreter, "stream", {"folder": folder, "interval": interval})
 
 
 def parse_reading(text: str) -> Reading:
@@ -200,6 +200,7 @@ def parse_reading(text: str) -> Reading:
             busy_seconds=answer["busy_s"],
             deployed=answer["manifest"],
             runner=bool(runner),
+            mute=answer.get("mute", False),
             runner_seconds=runner.get("cpu_s", 0.0),
             threads=runner.get("threads", 0),
             serving=serving,
@@ -216,6 +217,8 @@ def parse_reading(text: str) -> Reading:
                 for number, stage in epoch.get("stages", {}).items()
                 if serving is not None
             ),
+            links={host: rtt for host, rtt in epoch.get("links", {}).items() if rtt is not None},
+            running=entry.get("running", 0) + entry.get("waiting", 0),
             tokens=entry.get("tokens", 0),
             time_per_token=entry.get("time_per_token_s"),
         )

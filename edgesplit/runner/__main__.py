@@ -3,7 +3,7 @@
     serve    run until told to stop (SIGTERM)
     control  pass one message from standard input to the runner of this folder, print its answer
     measure  measure this host with layers of the model, print JSON
-    probe    read this host's spare capacity, print JSON
+    stream   read this host's spare capacity and the runner's state, a line of JSON each, until nobody reads
     listen   answer one link measurement
     call     measure the link to a listening host, print JSON
     receive  take files from standard input
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     control = verbs.add_parser("control")
     control.add_argument("--wait", type=float, default=0.0)
     control.add_argument("--timeout", type=float, required=True)
-    for name in ("measure", "probe", "listen", "call", "examine", "meet", "receive", "tidy"):
+    for name in ("measure", "stream", "listen", "call", "examine", "meet", "receive", "tidy"):
         verbs.add_parser(name).add_argument("arguments", type=json.loads, nargs="?", default={})
     options = parser.parse_args(arguments)
     if options.verb == "serve":
@@ -52,6 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
 
         with open(0, "rb", buffering=0, closefd=False) as source:
             return receive(options.arguments, source)
+    if options.verb == "stream":
+        from .probe import stream
+
+        stream(options.arguments)
+        return 0
     print(json.dumps(_measurement(options.verb)(options.arguments)))
     return 0
 
@@ -71,7 +76,7 @@ def _measurement(verb: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         return {"examine": doctor.examine, "meet": doctor.meet}[verb]
     from . import probe
 
-    return {"probe": probe.probe, "listen": probe.listen, "call": probe.call}[verb]
+    return {"listen": probe.listen, "call": probe.call}[verb]
 
 
 def _control(wait: float, timeout: float) -> int:

@@ -30,7 +30,7 @@ SILENCE = 3.0  # seconds until a silent peer counts as lost: three missed beats
 GREETING = 5.0  # seconds a stranger has to finish TLS and say HELLO, however he spreads his bytes
 LINGER = 1.0  # seconds a refused caller has to read why
 CALLERS = 32  # connections that may be greeting at once
-_TCP_INFO = struct.Struct("68xI")  # the head of Linux's tcp_info, up to its tcpi_rtt (microseconds)
+_TCP_INFO = struct.Struct("=24xI40xI")  # the head of Linux's tcp_info: of it, tcpi_unacked and tcpi_rtt (microseconds)
 JOIN = 64 * 2**10  # frames up to this size leave in one TLS write
 log = logging.getLogger("runner")
 
@@ -126,12 +126,14 @@ class Sender(threading.Thread):
         self._queue.put(None)
 
     def round_trip(self) -> float | None:
-        """Seconds, as the kernel sees it between a message and its acknowledgement; None where it does not tell."""
+        """Seconds, as the kernel sees it between a message and its acknowledgement. None where it does not tell, or
+        while messages are on their way: then they would measure each other."""
         try:
             told = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-            return float(_TCP_INFO.unpack(told)[0]) / 1e6
+            unacknowledged, smoothed = _TCP_INFO.unpack(told)
         except (OSError, AttributeError, struct.error):
             return None
+        return None if unacknowledged else smoothed / 1e6
 
     def run(self) -> None:
         try:

@@ -21,6 +21,7 @@ from typing import Any
 from .control import ask
 
 RUNNER_SECONDS = 3.0  # a runner answers in milliseconds; one that is frozen never does
+LOOK = 0.5  # seconds between two looks at the runner; a look costs it a millisecond
 ECHOES = 20  # round trips timed per link
 BURST = 0.3  # seconds a bandwidth burst lasts after its warm-up; 0.2 s came within 2.5 % on shaped links
 PIECE = 2**18  # bytes per read or write
@@ -57,9 +58,32 @@ def probe(arguments: dict[str, Any]) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             reading["runner"] = None
             reading["absent"] = str(error)
+            reading["mute"] = isinstance(error, TimeoutError)  # it is there, but does not answer
         manifest = folder / "manifest.json"
         reading["manifest"] = manifest.exists()
     return reading
+
+
+def stream(arguments: dict[str, Any]) -> None:
+    """A reading a line: every `interval` seconds, and at once when the runner's epochs change; until nobody reads."""
+    due, told = 0.0, ""
+    while True:
+        reading = probe(arguments)
+        news = _news(reading)
+        if news != told or time.monotonic() >= due:
+            due, told = time.monotonic() + arguments["interval"], news
+            try:
+                os.write(1, json.dumps(reading).encode() + b"\n")
+            except OSError:
+                return
+        time.sleep(min(LOOK, arguments["interval"]))
+
+
+def _news(reading: dict[str, Any]) -> str:
+    """What is worth a line of its own: a runner that came or went, an epoch that serves or broke."""
+    runner = reading.get("runner") or {}
+    states = {epoch: ring["state"] for epoch, ring in runner.get("epochs", {}).items()}
+    return json.dumps([bool(runner), reading.get("manifest"), runner.get("serving"), states])
 
 
 def busy_seconds(cpus: Iterable[int]) -> float:

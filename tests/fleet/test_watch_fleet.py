@@ -28,13 +28,15 @@ COUNT = 200
 START = ("desk", "desk", "shelf", "shelf", "shelf", "desk")
 
 
-def watch_of(made: Deployment) -> Watch:
+@contextmanager
+def watch_of(made: Deployment) -> Iterator[Watch]:
     """A watch with a true profile of this machine, as `edgesplit profile` would have made it."""
     cargo = made.cargo
     fleet = profile(made.hosts, made.plan, cargo.inventory, cargo.checkpoint, time.time(), lambda _: None)
     assert not fleet.problems
     assert made.running is not None
-    return Watch(cargo, fleet, made.hosts, made.running, Quiet())
+    with Watch(cargo, fleet, made.hosts, made.running, Quiet()) as watch:
+        yield watch
 
 
 def turn_until(watch: Watch, kind: str, seconds: float = 60) -> list[Event]:
@@ -45,7 +47,6 @@ def turn_until(watch: Watch, kind: str, seconds: float = 60) -> list[Event]:
             events.append(event)
             if event.event == kind:
                 return events
-        time.sleep(watch.cargo.plan.watch.interval)
     pytest.fail(f"no {kind!r} within {seconds} s: {[f'{e.event}: {e.text}' for e in events[-8:]]}")
 
 
@@ -137,11 +138,11 @@ def test_a_lost_host_in_mid_answer_costs_a_pause_only(harm: Callable[[Deployment
     with deployment(tmp_path) as made:
         made.push(*START)
         undisturbed = made.complete(PROMPT, COUNT)["token_ids"]
-        watch = watch_of(made)
-        turn_until(watch, "reading")
-        answer = in_mid_answer(made)
-        harm(made)
-        events = turn_until(watch, "moved")
+        with watch_of(made) as watch:
+            turn_until(watch, "reading")
+            answer = in_mid_answer(made)
+            harm(made)
+            events = turn_until(watch, "moved")
         assert answer.tokens == undisturbed
         assert events[-1].epoch == 2
         assert "shelf" not in watch.running.hosts
@@ -153,11 +154,11 @@ def test_a_lost_host_behind_ssh_in_mid_answer_costs_a_pause_only(tmp_path: Path,
     with deployment(tmp_path, targets={name: sshd().target() for name in NAMES}) as made:
         made.push(*START)
         undisturbed = made.complete(PROMPT, COUNT)["token_ids"]
-        watch = watch_of(made)
-        turn_until(watch, "reading")
-        answer = in_mid_answer(made)
-        killed(made)
-        turn_until(watch, "moved")
+        with watch_of(made) as watch:
+            turn_until(watch, "reading")
+            answer = in_mid_answer(made)
+            killed(made)
+            turn_until(watch, "moved")
         assert answer.tokens == undisturbed
         assert "shelf" not in watch.running.hosts
 
@@ -166,9 +167,8 @@ def test_a_lost_host_behind_ssh_in_mid_answer_costs_a_pause_only(tmp_path: Path,
 def test_an_overloaded_host_gives_layers_away(tmp_path: Path, sshd: SshdFarm) -> None:
     with deployment(tmp_path, targets={name: sshd().target() for name in NAMES}) as made:
         made.push(*START)
-        watch = watch_of(made)
         expected = made.complete(PROMPT, 40)["token_ids"]
-        with steady_requests(made) as answers, slowed(made.pid("shelf"), 0.1):
+        with watch_of(made) as watch, steady_requests(made) as answers, slowed(made.pid("shelf"), 0.1):
             events = turn_until(watch, "moved")
         move = next(event for event in events if event.event == "move")
         assert "shelf computes" in move.text
@@ -181,9 +181,8 @@ def test_an_overloaded_trusted_host_keeps_what_is_pinned_to_it(tmp_path: Path, m
     monkeypatch.setattr(capacity, "_from_load", lambda *_: 1.0)  # these hosts share one machine, whatever else it does
     with deployment(tmp_path, layers=12) as made:  # so many that a slow host costs more than another hop
         made.push(*["desk"] * 12, "shelf", "desk")
-        watch = watch_of(made)
         expected = made.complete(PROMPT, 40)["token_ids"]
-        with steady_requests(made) as answers, slowed(made.pid("desk"), 0.1):
+        with watch_of(made) as watch, steady_requests(made) as answers, slowed(made.pid("desk"), 0.1):
             turn_until(watch, "moved")
         placement = watch.running.placement()
         assert placement.count("desk") < 13

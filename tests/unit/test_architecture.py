@@ -234,10 +234,14 @@ def test_the_archive_runs_alone(tmp_path: Path) -> None:
         "__main__.py",
         *(f"runner/{p.name}" for p in (ROOT / "runner").glob("*.py")),
     }
-    done = subprocess.run(
-        [sys.executable, "-I", file, "probe"], cwd=tmp_path, capture_output=True, check=True, timeout=60
-    )
-    assert json.loads(done.stdout)["cores"] > 0
+    words = [sys.executable, "-I", file, "stream", '{"interval": 0.1}']
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) as reading:
+        assert reading.stdout is not None
+        found = [json.loads(reading.stdout.readline()) for _ in range(3)]
+        reading.stdout.close()
+        assert reading.wait(timeout=60) == 0  # nobody reads
+    assert found[0]["cores"] > 0
+    assert found[0]["at"] < found[1]["at"] < found[2]["at"]
 
 
 # --- words and sizes ---

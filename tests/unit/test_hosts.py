@@ -608,3 +608,46 @@ def test_a_local_inventory_does_not_load_paramiko() -> None:
         "    sys.exit('paramiko' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- commands that go on ----------------------------------------------------------------------------------------------
+
+COUNTING = Command("count", "cat > /dev/null; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.05; done")
+
+
+def test_a_stream_comes_line_by_line_until_it_is_closed(host: Host) -> None:
+    lines = host.stream(COUNTING, b"x" * 200_000, silence=10)
+    found = []
+    for line in lines:
+        found.append(line)
+        if len(found) == 3:
+            assert host.run(Command("beside it", "echo well"), timeout=10) == "well\n"
+            threading.Timer(0.1, lines.close).start()
+    assert found[:3] == ["line 1", "line 2", "line 3"]
+    assert len(found) < 60
+
+
+def test_a_stream_that_ends_badly_says_why(host: Host) -> None:
+    lines = host.stream(Command("fail", "echo one; echo why >&2; exit 3"), silence=10)
+    found = []
+    with pytest.raises(CommandFailed, match="why") as caught:
+        found.extend(lines)
+    assert found == ["one"]
+    assert caught.value.status == 3
+
+
+def test_a_stream_that_falls_silent_is_unreachable(host: Host) -> None:
+    found = []
+    with pytest.raises(Unreachable, match="'doze' has said nothing for 2 s"):
+        found.extend(host.stream(Command("doze", "echo one; sleep 60"), silence=2))
+    assert found == ["one"]
+
+
+def test_a_stream_ends_with_its_host(host: Host) -> None:
+    """Whoever reads is woken, whatever it is told."""
+    lines = host.stream(COUNTING, silence=10)
+    numbers = iter(lines)
+    assert next(numbers) == "line 1"
+    lines.close()
+    host.close()
+    assert len(list(numbers)) < 10
