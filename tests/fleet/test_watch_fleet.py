@@ -164,7 +164,8 @@ def test_a_lost_host_behind_ssh_in_mid_answer_costs_a_pause_only(tmp_path: Path,
 
 
 @pytest.mark.ssh
-def test_an_overloaded_host_gives_layers_away(tmp_path: Path, sshd: SshdFarm) -> None:
+def test_an_overloaded_host_gives_layers_away(tmp_path: Path, sshd: SshdFarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "APART", 1e9)  # what else this machine does is no reason to think again
     with deployment(tmp_path, targets={name: sshd().target() for name in NAMES}) as made:
         made.push(*START)
         expected = made.complete(PROMPT, 40)["token_ids"]
@@ -179,6 +180,7 @@ def test_an_overloaded_host_gives_layers_away(tmp_path: Path, sshd: SshdFarm) ->
 
 def test_an_overloaded_trusted_host_keeps_what_is_pinned_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "_from_load", lambda *_: 1.0)  # these hosts share one machine, whatever else it does
+    monkeypatch.setattr(capacity, "APART", 1e9)
     with deployment(tmp_path, layers=12) as made:  # so many that a slow host costs more than another hop
         made.push(*["desk"] * 12, "shelf", "desk")
         expected = made.complete(PROMPT, 40)["token_ids"]
