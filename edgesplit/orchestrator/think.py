@@ -6,6 +6,7 @@ Must not know: clocks (the time is given), hosts, how readings come, how a split
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from edgesplit.errors import InfeasibleError
 from edgesplit.fleet import Fleet
@@ -77,6 +78,12 @@ class Thinker:
 
     def _problem(self, fleet: Fleet) -> Problem:
         return pose(self.chain, fleet, self.plan, self.inventory)
+
+
+def untried(target: Split, running: Split) -> tuple[tuple[str, str], ...]:
+    """Pairs of hosts that a target sends between and the running split does not: nobody has seen their links lately."""
+    hops, known = ({tuple(sorted((a.host, b.host))) for a, b in pairwise(split.stages)} for split in (target, running))
+    return tuple((a, b) for a, b in sorted(hops - known))
 
 
 def moved(state: State, now: float) -> State:

@@ -22,7 +22,7 @@ from edgesplit.errors import EdgesplitError, ServingError
 from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.hosts.host import Host
 from edgesplit.orchestrator.decide import FIRST, Decision
-from edgesplit.orchestrator.think import Thinker, moved
+from edgesplit.orchestrator.think import Thinker, moved, untried
 from edgesplit.profiling.capacity import Heard, State, probed
 from edgesplit.profiling.collect import meet
 from edgesplit.profiling.probes import Reading, message_sizes
@@ -88,6 +88,9 @@ class Watch:
         yield self._event("reading", self._summary(now), readings={name: news.what for name, news in heard.items()})
         before = self.state
         self.state, decision = self._thinker.think(before, self.running, now)
+        if decision is not None and decision.target is not None and self._may_wait(decision):
+            before = self._try_links(before, decision.target)
+            self.state, decision = self._thinker.think(before, self.running, now)
         if decision is None:
             self._probe_links(now)
             return
@@ -145,6 +148,17 @@ class Watch:
         pair = next(self._pairs)
         if not any(self.state.host(name).away(now, timeout) for name in pair):
             self._probe = self._prober.submit(meet, self.hosts, self.cargo.inventory, pair, self._sizes)
+
+    def _may_wait(self, decision: Decision) -> bool:
+        """Does the ring serve meanwhile?"""
+        return decision.gain is not None and self.state.broken_at is None
+
+    def _try_links(self, state: State, target: Split) -> State:
+        """Where there is no hurry, links that a move would come to depend on are measured before it."""
+        for pair in untried(target, self.running):
+            found = meet(self.hosts, self.cargo.inventory, pair, self._sizes)
+            state = probed(state, self.fleet, found, self.clock())
+        return state
 
     # 2 Adaptive Orchestrator and 3 Split Revision: think.py
 

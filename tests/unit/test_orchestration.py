@@ -18,7 +18,7 @@ from test_decide import PLAN, chain
 from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.inventory import Inventory
 from edgesplit.orchestrator.decide import Decision
-from edgesplit.orchestrator.think import Thinker, moved
+from edgesplit.orchestrator.think import Thinker, moved, untried
 from edgesplit.plan import WatchPolicy
 from edgesplit.profiling.capacity import MEMORY, Heard, State, probed
 from edgesplit.profiling.probes import Reading, StageReading
@@ -151,7 +151,12 @@ class World:
         self.turns += 1
         heard = {name: Heard(self.now, self.reading(name)) for name in NAMES if name not in self.unheard}
         self.state = self.thinker.heed(self.state, heard, self.running)
-        self.state, decision = self.thinker.think(self.state, self.running, self.now)
+        before = self.state
+        self.state, decision = self.thinker.think(before, self.running, self.now)
+        if decision is not None and decision.target is not None and decision.gain is not None and not self.broken:
+            for pair in untried(decision.target, self.running):
+                before = self.tried(before, pair)
+            self.state, decision = self.thinker.think(before, self.running, self.now)
         if decision is not None and decision.target is not None:
             self.move(decision)
         elif self.now % PROBES < TURN:
@@ -162,9 +167,11 @@ class World:
         if pair is None:
             self.probes = iter(PAIRS)
         elif not self.dead & set(pair) and not self.unheard & set(pair):
-            a, b = pair
-            links = self.fleet().links
-            self.state = probed(self.state, PROFILE, {(a, b): links[a][b], (b, a): links[b][a]}, self.now)
+            self.state = self.tried(self.state, pair)
+
+    def tried(self, state: State, pair: tuple[str, str]) -> State:
+        links = self.fleet().links
+        return probed(state, PROFILE, {(a, b): links[a][b] for a, b in (pair, pair[::-1])}, self.now)
 
     def move(self, decision: Decision) -> None:
         target = decision.target
