@@ -1,6 +1,7 @@
 # make demo    a fresh machine to a split model that answers, narrated
 # make test    a fresh machine to all tests passed
 # make check   format, lint, types, architecture, unit tests: before each commit
+# make lint    the first three of these
 # make bench-lab  how exact the lab is (docs/lab.md); any tests/bench/NAME.py is bench-NAME
 # make soak    twenty minutes of clients that come and go while epochs change
 # make tools   what the tests need of the system, through apt; only root can
@@ -8,19 +9,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check models soak tools clean
+.PHONY: demo test check lint models soak tools clean
 
 demo: .venv/ready
 	$(BIN)/python plans/demo/demo.py
 
+# Those of fleets keep time: one after the other. The rest shares two cores, so a process computes on one.
 test: .venv/ready
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal tests/unit tests/model
+	$(BIN)/pytest tests/lab tests/fleet
 
-check: .venv/ready
+check: lint
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not ssh" tests/unit
+
+lint: .venv/ready
 	$(BIN)/ruff format --check edgesplit tests plans
 	$(BIN)/ruff check edgesplit tests plans
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not ssh" tests/unit
 
 # prints a table, writes build/bench/NAME.json
 bench-%: .venv/ready
