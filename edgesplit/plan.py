@@ -100,7 +100,8 @@ class WatchPolicy(Value):
     memory: Fraction = 0.95  # used share of what a host allows
     patience: Positive = 3  # consecutive readings over a threshold before it counts
     cooldown: Time = 30.0  # after a move; the loss of a host does not wait
-    min_gain: Fraction = 0.1  # share of Phi a move must win
+    min_gain: Fraction = 0.1  # share of Phi a move must win, what moving costs subtracted
+    horizon: Annotated[Time, Field(gt=0)] = 600.0  # for which a gain is counted on, against what moving costs
 
 
 class ModelPlan(Value):

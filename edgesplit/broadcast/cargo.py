@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -88,6 +88,10 @@ class Cargo:
         """The weights and side files that a host needs for a split."""
         need = self.needs(split).get(host) if split is not None else None
         return {path for path in need.objects if path.partition("/")[0] in KEPT} if need is not None else set()
+
+    def blocks_in(self, objects: Collection[str]) -> tuple[int, ...]:
+        """The blocks whose weights are among files of a host."""
+        return tuple(block for block, shard in enumerate(self.cut.blocks) if shard_path(shard.sha256) in objects)
 
     def manifest(self, target: Split, fingerprints: Mapping[str, str]) -> Manifest:
         """The manifest of a split whose epoch is set."""

@@ -1,8 +1,8 @@
 """(state, running split, policy, now) -> what is wrong; (what is wrong, what could be) -> keep, redistribute, re-split.
 
-Two questions, as in the paper's eq. 8: has a threshold tripped, and does another mapping cost enough less? Hysteresis
-is data: how many readings in a row count, how long a move rests, how much a move must win, and that what does not serve
-is judged by its worst of late (capacity.py).
+Two questions, as in the paper's eq. 8: has a threshold tripped, and does another mapping win more than moving costs?
+Hysteresis is data: how many readings in a row count, how long a move rests, how much it must win over a horizon, and
+that what does not serve is judged by its worst of late (capacity.py).
 
 Must not know: clocks (the time is given), hosts, how the candidates were found.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from edgesplit.orchestrator.moving import Moving
+from edgesplit.orchestrator.verdict import Forecast
 from edgesplit.plan import ServiceLevel, WatchPolicy
 from edgesplit.profiling.capacity import HostState, State, Thresholds, lost
-from edgesplit.revision.solver import Solution
 from edgesplit.split import Split
 from edgesplit.units import format_size, format_time
 from edgesplit.values import Value
@@ -23,13 +24,13 @@ SETTLE = 2.0  # seconds after the ring broke in which its hosts that live tell o
 FIRST = 15.0  # seconds given to a host that this controller has not heard of yet
 OTHERS = 0.1  # cores taken by others that are worth telling
 MENTIONED = 3  # changes told in full
-SAME = 0.02  # a redistribution this close to the best re-split (share of Phi) is preferred: it moves whole stages
+SOONER = 1.0  # seconds by which a split must serve sooner than a better one, where nothing serves meanwhile
 
 
 class Alarm(Value):
-    """A threshold that tripped. `urgent`: the ring does not serve, nothing is waited for."""
+    """A threshold that tripped. `urgent`: the ring does not serve. `at_once`: nothing is waited for, nor weighed."""
 
-    kind: Literal["lost", "broken", "slow", "memory", "late", "changed"]
+    kind: Literal["lost", "broken", "forbidden", "slow", "memory", "late", "changed"]
     host: str
     text: str
 
@@ -41,33 +42,60 @@ class Alarm(Value):
     def urgent(self) -> bool:
         return self.kind in ("lost", "broken")
 
+    @property
+    def at_once(self) -> bool:
+        return self.urgent or self.kind == "forbidden"
+
+
+Move = Literal["redistribute", "re-split"]
+
+
+class Way(Value):
+    """A split that could serve instead, and what it takes to get there. `failed`: it was tried, and did not bring what
+    was forecast."""
+
+    action: Move
+    split: Split
+    phi: float
+    moving: Moving
+    failed: bool = False
+
 
 class Options(Value):
     """What could be done now. `running`: Phi of the running split on the new state, None when it cannot run there."""
 
     running: float | None
-    redistribution: Solution | None
-    resplit: Solution | None
+    ways: tuple[Way, ...]
     impossible: str = ""  # why there is no split at all
 
 
 class Decision(Value):
-    """`gain`: share of the running split's Phi that the move wins, None when that cannot run at all."""
+    """`gain`: share of the running split's Phi that the move wins, None when that cannot run at all; `net`: what is
+    left of it over the horizon, moving subtracted. `forecast`: what the move will be judged by."""
 
-    action: Literal["keep", "redistribute", "re-split"]
+    action: Literal["keep", "redistribute", "re-split", "roll back"]
     because: str
     target: Split | None = None
     gain: float | None = None
+    net: float | None = None
+    moving: Moving | None = None
+    forecast: Forecast | None = None
 
 
 def thresholds(policy: WatchPolicy, service: ServiceLevel) -> Thresholds:
     return Thresholds(memory=policy.memory, time_per_token=service.time_per_token, patience=policy.patience)
 
 
-def alarms(
-    state: State, running: Split, changes: tuple[str, ...], policy: WatchPolicy, now: float
-) -> tuple[Alarm, ...]:
-    """Everything that asks for a decision now; `changes`: what is different since the last one (capacity.news).
+class Findings(Value):
+    """What else is known of the running split. `changes`: what is different since the last decision (capacity.news);
+    `forbidden`: where it breaks the rules of plan or inventory."""
+
+    changes: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
+
+
+def alarms(state: State, running: Split, found: Findings, policy: WatchPolicy, now: float) -> tuple[Alarm, ...]:
+    """Everything that asks for a decision now.
 
     A host that cannot be heard is no loss while the ring serves: only the ring's own word counts, or a runner that its
     own host says is gone. What is not urgent waits while a host of the ring cannot be told what to do, and rests after
@@ -79,22 +107,27 @@ def alarms(
     urgent = [*_gone(state, running, policy, now), *_broken(state, running, now)]
     if urgent or state.broken_at is not None:
         return tuple(urgent)
-    if any(state.host(name).away(now, policy.host_timeout) for name in running.hosts):
-        return ()
-    if state.last_move is not None and now - state.last_move < policy.cooldown:
-        return ()
-    found = [alarm for host in running.hosts for alarm in _host_alarms(state, host, policy)]
+    if found.forbidden:
+        return tuple(Alarm(kind="forbidden", host="", text=text) for text in found.forbidden)
+    deaf = any(state.host(name).away(now, policy.host_timeout) for name in running.hosts)
+    resting = state.last_move is not None and now - state.last_move < policy.cooldown
+    return () if deaf or resting else tuple(_unhurried(state, running, found.changes, policy))
+
+
+def _unhurried(state: State, running: Split, changes: tuple[str, ...], policy: WatchPolicy) -> Iterator[Alarm]:
+    tripped = [alarm for host in running.hosts for alarm in _host_alarms(state, host, policy)]
     if state.late_for >= policy.patience:
-        measured = format_time(entry.reading.time_per_token or 0.0) if entry.reading else "?"
-        found.append(
+        entry = state.host(running.entry).reading
+        measured = format_time(entry.time_per_token or 0.0) if entry else "?"
+        tripped.append(
             Alarm(kind="late", host=running.entry, text=f"time per token is {measured}, over the service level")
         )
-    if not changes and {alarm.key for alarm in found} <= set(state.answered):
-        return ()
+    if not changes and {alarm.key for alarm in tripped} <= set(state.answered):
+        return
+    yield from tripped
     if changes:
         text = "; ".join(changes[:MENTIONED]) + (" ..." if len(changes) > MENTIONED else "")
-        found.append(Alarm(kind="changed", host="", text=text))
-    return tuple(found)
+        yield Alarm(kind="changed", host="", text=text)
 
 
 def _gone(state: State, running: Split, policy: WatchPolicy, now: float) -> Iterator[Alarm]:
@@ -145,25 +178,39 @@ def _host_alarms(state: State, name: str, policy: WatchPolicy) -> Iterator[Alarm
 def decide(tripped: tuple[Alarm, ...], options: Options, running: Split, policy: WatchPolicy) -> Decision:
     """Keep, redistribute or re-split, because ..."""
     why = "; ".join(dict.fromkeys(alarm.text for alarm in tripped))
-    urgent = any(alarm.urgent for alarm in tripped)
-    best = _best(options)
-    if best is None:
+    if not options.ways:
         return Decision(action="keep", because=f"{why}; and no split is possible: {options.impossible}")
-    action: Literal["redistribute", "re-split"] = "redistribute" if best is options.redistribution else "re-split"
-    gain = None if options.running is None else 1 - best.costs.phi / options.running
-    if urgent:
-        return Decision(action=action, because=why, target=best.split, gain=gain)
-    if best.split.same_stages(running):
+    if options.running is None or any(alarm.at_once for alarm in tripped):
+        way = _soonest(options.ways)
+        return Decision(action=way.action, because=why, target=way.split, moving=way.moving)
+    return _weigh(why, options.ways, options.running, running, policy)
+
+
+def _soonest(ways: tuple[Way, ...]) -> Way:
+    """What serves first; of several about as soon, the best."""
+    least = min(way.moving.seconds for way in ways)
+    return min((way for way in ways if way.moving.seconds <= least + SOONER), key=lambda way: way.phi)
+
+
+def _weigh(why: str, ways: tuple[Way, ...], phi: float, running: Split, policy: WatchPolicy) -> Decision:
+    """Is a move worth what it costs?"""
+    others = [way for way in ways if not way.split.same_stages(running)]
+    if len(others) < len(ways) and all(way.phi >= _same(ways, running).phi for way in others):
         return Decision(action="keep", because=f"{why}; but the running split is still the best one")
-    if gain is not None and gain < policy.min_gain:
-        return Decision(
-            action="keep", because=f"{why}; the best move wins only {gain:.0%} (at least {policy.min_gain:.0%})"
-        )
-    return Decision(action=action, because=why, target=best.split, gain=gain)
+    worth = {id(way): way.moving.net(1 - way.phi / phi, policy.horizon) for way in others}
+    ways_left = [way for way in others if not way.failed and not way.moving.short]
+    best = max(ways_left or others, key=lambda way: worth[id(way)])
+    gain, net = 1 - best.phi / phi, worth[id(best)]
+    if net < policy.min_gain:
+        said = f"the best move wins only {gain:.0%}, less {gain - net:.1%} for moving (at least {policy.min_gain:.0%})"
+    elif best.failed:
+        said = "the best move was tried, and did not bring what was forecast"
+    elif best.moving.short:
+        said = f"no room to move: {best.moving.short}"
+    else:
+        return Decision(action=best.action, because=why, target=best.split, gain=gain, net=net, moving=best.moving)
+    return Decision(action="keep", because=f"{why}; {said}", gain=gain, net=net, moving=best.moving)
 
 
-def _best(options: Options) -> Solution | None:
-    moved, cut = options.redistribution, options.resplit
-    if moved is None or cut is None:
-        return moved or cut
-    return moved if moved.costs.phi <= cut.costs.phi * (1 + SAME) else cut
+def _same(ways: tuple[Way, ...], running: Split) -> Way:
+    return next(way for way in ways if way.split.same_stages(running))

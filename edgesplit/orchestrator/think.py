@@ -5,19 +5,34 @@ Must not know: clocks (the time is given), hosts, how readings come, how a split
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from edgesplit.broadcast.forecast import rate
 from edgesplit.errors import InfeasibleError
 from edgesplit.fleet import Fleet
 from edgesplit.inventory import Inventory
 from edgesplit.model.blocks import Chain
-from edgesplit.orchestrator.decide import Alarm, Decision, Options, alarms, decide, thresholds
+from edgesplit.orchestrator.decide import Alarm, Decision, Findings, Move, Options, Way, alarms, decide, thresholds
+from edgesplit.orchestrator.moving import Stock, blocks_of, moving
+from edgesplit.orchestrator.verdict import (
+    REMEMBERED,
+    WATCHED,
+    Failure,
+    Forecast,
+    Mind,
+    Trial,
+    barred,
+    judge,
+    route,
+    typical,
+)
 from edgesplit.plan import ModelPlan
-from edgesplit.profiling.capacity import Heard, State, Views, news, observe, remembered, views
+from edgesplit.profiling.capacity import Heard, Thresholds, Views, news, observe, remembered, views
+from edgesplit.revision.cost import evaluate, forbidden
 from edgesplit.revision.problem import Problem, pose
 from edgesplit.revision.revise import redistribution, running_phi
-from edgesplit.revision.solver import solve
+from edgesplit.revision.solver import Solution, solve
 from edgesplit.split import Split
 
 ASIDE = 120.0  # seconds a host is not used after its runner died there: time enough to see whether it dies again
@@ -32,52 +47,147 @@ class Thinker:
     plan: ModelPlan
     inventory: Inventory
 
-    def heed(self, state: State, heard: dict[str, Heard], running: Split) -> State:
-        return observe(state, heard, running, self.fleet, thresholds(self.plan.watch, self.plan.service))
+    @property
+    def thresholds(self) -> Thresholds:
+        return thresholds(self.plan.watch, self.plan.service)
 
-    def think(self, state: State, running: Split, now: float) -> tuple[State, Decision | None]:
+    def heed(self, mind: Mind, heard: dict[str, Heard], running: Split) -> Mind:
+        return observe(mind, heard, running, self.fleet, self.thresholds)
+
+    def think(self, mind: Mind, running: Split, now: float) -> tuple[Mind, Decision | None]:
         """None: there is nothing to decide."""
         policy = self.plan.watch
-        seen = views(self.fleet, state, running, now, policy.host_timeout)
+        seen = views(self.fleet, mind, running, now, policy.host_timeout)
         # a new controller asks whether the profile still holds
-        thought = remembered(state.thought or Views(now=self.fleet, worst=self.fleet), seen)
-        state = state.model_copy(update={"thought": thought})
-        tripped = alarms(state, running, news(thought, seen), policy, now)
-        if not tripped:
-            return state, None
-        state = self._set_aside(state, tripped, running, now)
-        decision = decide(tripped, self._revise(state, running, now), running, policy)
-        update = {"thought": seen, "answered": tuple(alarm.key for alarm in tripped)}
-        return state.model_copy(update=update), decision
+        thought = remembered(mind.thought or Views(now=self.fleet, worst=self.fleet), seen)
+        mind = mind.model_copy(update={"thought": thought})
+        found = Findings(changes=news(thought, seen), forbidden=self._forbidden(running, seen))
+        tripped = alarms(mind, running, found, policy, now)
+        asked = tuple(alarm.key for alarm in tripped)
+        if any(alarm.at_once for alarm in tripped):
+            if mind.hopeless and not found.changes and set(asked) <= set(mind.answered):
+                return mind, None
+        else:
+            mind, verdict = self._judge(mind, running, seen, now)
+            if verdict is not None or not tripped:
+                return mind, verdict
+        mind = self._set_aside(mind, tripped, running, now)
+        options = self._revise(mind, running, now)
+        decision = decide(tripped, options, running, policy)
+        if decision.target is not None and not any(alarm.at_once for alarm in tripped):
+            decision = decision.model_copy(update={"forecast": self._forecast(mind, running, decision.target, seen)})
+        update = {"thought": seen, "answered": asked, "hopeless": not options.ways}
+        return mind.model_copy(update=update), decision
 
-    def _set_aside(self, state: State, tripped: tuple[Alarm, ...], running: Split, now: float) -> State:
+    def _forbidden(self, running: Split, seen: Views) -> tuple[str, ...]:
+        try:
+            return tuple(forbidden(running, self._problem(seen.now)))
+        except InfeasibleError:  # the entry cannot be used: there are worse troubles
+            return ()
+
+    def _set_aside(self, mind: Mind, tripped: tuple[Alarm, ...], running: Split, now: float) -> Mind:
         """A host that was lost is not used for a while; but never the entry, without which nothing serves."""
         lost = [alarm.host for alarm in tripped if alarm.kind == "lost" and alarm.host != running.entry]
         until = now + max(ASIDE, self.plan.watch.cooldown)
-        return state.model_copy(update={"aside": {**state.aside, **dict.fromkeys(lost, until)}})
+        return mind.model_copy(update={"aside": {**mind.aside, **dict.fromkeys(lost, until)}})
 
-    def _revise(self, state: State, running: Split, now: float) -> Options:
+    # --- what could be ---
+
+    def _revise(self, mind: Mind, running: Split, now: float) -> Options:
         """The running split and its rivals on the state as it is; hosts set aside only where nothing else is left."""
         try:
-            return self._options(state, running, now)
+            return self._options(mind, running, now)
         except InfeasibleError as error:
-            reachable = state.model_copy(update={"aside": {}})
+            reachable = mind.model_copy(update={"aside": {}})
             try:
                 return self._options(reachable, running, now)
             except InfeasibleError:
-                return Options(running=None, redistribution=None, resplit=None, impossible=error.message)
+                return Options(running=None, ways=(), impossible=error.message)
 
-    def _options(self, state: State, running: Split, now: float) -> Options:
-        seen = views(self.fleet, state, running, now, self.plan.watch.host_timeout)
-        problem = self._problem(seen.worst)
-        return Options(
-            running=running_phi(running, self._problem(seen.now)),
-            redistribution=redistribution(running, problem),
-            resplit=solve(problem),
+    def _options(self, mind: Mind, running: Split, now: float) -> Options:
+        seen = views(self.fleet, mind, running, now, self.plan.watch.host_timeout)
+        problem, stock = self._problem(seen.worst), self.stock(mind)
+        phi = running_phi(running, self._problem(seen.now))
+        found: list[tuple[Move, Solution | None]] = [
+            ("redistribute", redistribution(running, problem)),
+            ("re-split", solve(problem)),
+        ]
+        if phi is None:
+            found.append(("re-split", _ready(running, problem, stock)))
+        ways = tuple(
+            Way(
+                action=action,
+                split=solution.split,
+                phi=solution.costs.phi,
+                moving=moving(running, solution.split, solution.costs, problem, stock),
+                failed=barred(solution.split, mind.failures, seen),
+            )
+            for action, solution in found
+            if solution is not None
+        )
+        return Options(running=phi, ways=ways)
+
+    def stock(self, mind: Mind) -> Stock:
+        """What the hosts have already, as far as is known here."""
+        readings = {name: host.reading for name, host in mind.hosts.items() if host.reading is not None}
+        return Stock(
+            shards={host: frozenset(blocks) for host, blocks in mind.shards.items()},
+            warm=frozenset(name for name, reading in readings.items() if reading.runner),
+            room={
+                name: reading.memory_available
+                for name, reading in readings.items()
+                if name in self.fleet.hosts and self.fleet.hosts[name].device == "cpu"
+            },
+            rates={name: rate(name, self.fleet, self.inventory) for name in self.fleet.hosts},
         )
 
     def _problem(self, fleet: Fleet) -> Problem:
         return pose(self.chain, fleet, self.plan, self.inventory)
+
+    # --- what came of it ---
+
+    def _forecast(self, mind: Mind, running: Split, target: Split, seen: Views) -> Forecast | None:
+        """What the move will be judged by; None where nobody measured, or tokens are not what it wins."""
+        now, worst = (self._token(split, view) for split, view in ((running, seen.now), (target, seen.worst)))
+        measured = typical(mind.served, self.thresholds.window)
+        if measured is None or now is None or worst is None or worst > now * (1 - self.plan.watch.min_gain):
+            return None
+        return Forecast(measured=measured.seconds, model=now, target=worst, load=measured.load)
+
+    def _token(self, split: Split, view: Fleet) -> float | None:
+        """Seconds per token by the model; None where that cannot run."""
+        try:
+            return evaluate(split, self._problem(view)).time_per_token_seconds
+        except InfeasibleError:
+            return None
+
+    def _judge(self, mind: Mind, running: Split, seen: Views, now: float) -> tuple[Mind, Decision | None]:
+        """A move that did not bring what was forecast is taken back, where what was before can serve again."""
+        trial = mind.trial
+        if trial is None or mind.broken_at is not None:
+            return mind, None
+        found = judge(mind, self.thresholds.window, lambda split: self._token(split, seen.now), running)
+        if found is None and now - trial.since < WATCHED:
+            return mind, None
+        mind = mind.model_copy(update={"trial": None})
+        if not found:
+            return mind, None
+        failure = Failure(route=route(running), views=seen)
+        mind = mind.model_copy(update={"failures": (*mind.failures, failure)[-REMEMBERED:]})
+        heard = all(not mind.host(name).away(now, self.plan.watch.host_timeout) for name in trial.origin.hosts)
+        if not heard or running_phi(trial.origin, self._problem(seen.now)) is None:
+            return mind, None
+        return mind, Decision(action="roll back", because=found, target=trial.origin)
+
+
+def _ready(running: Split, problem: Problem, stock: Stock) -> Solution | None:
+    """The best split for which nothing need be sent."""
+    has = {host: stock.has(host, running) for host in problem.hosts}
+    legal = tuple(frozenset(h for h in hosts if block in has.get(h, ())) for block, hosts in enumerate(problem.legal))
+    try:
+        return solve(replace(problem, legal=legal))
+    except InfeasibleError:
+        return None
 
 
 def untried(target: Split, running: Split) -> tuple[tuple[str, str], ...]:
@@ -86,8 +196,20 @@ def untried(target: Split, running: Split) -> tuple[tuple[str, str], ...]:
     return tuple((a, b) for a, b in sorted(hops - known))
 
 
-def moved(state: State, now: float) -> State:
-    """After a move: it rests, and what was heard of the old epoch is over."""
-    hosts = {name: host.model_copy(update={"reading": None, "mute_for": 0}) for name, host in state.hosts.items()}
-    update = {"hosts": hosts, "last_move": now, "broken_at": None, "late_for": 0, "answered": ()}
-    return state.model_copy(update=update)
+def moved(mind: Mind, decision: Decision, origin: Split, now: float) -> Mind:
+    """After a move away from `origin`: it rests, what was heard of the old epoch is over, and it will be judged."""
+    target, forecast = decision.target, decision.forecast
+    assert target is not None  # noqa: S101 - it was moved to
+    entry = mind.host(origin.entry).reading
+    trial = None
+    if forecast is not None and entry is not None:
+        trial = Trial(since=now, tokens=entry.tokens, origin=origin, forecast=forecast)
+    hosts = {name: host.model_copy(update={"reading": None, "mute_for": 0}) for name, host in mind.hosts.items()}
+    update = {"hosts": hosts, "last_move": now, "broken_at": None, "late_for": 0, "answered": (), "served": ()}
+    return supplied(mind, target).model_copy(update={**update, "trial": trial})
+
+
+def supplied(mind: Mind, target: Split) -> Mind:
+    """After the weights of a split have come to its hosts."""
+    more = {host: sorted({*mind.shards.get(host, ()), *blocks_of(target, host)}) for host in target.hosts}
+    return mind.model_copy(update={"shards": {**mind.shards, **{host: tuple(held) for host, held in more.items()}}})

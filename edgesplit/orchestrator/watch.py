@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,12 +17,16 @@ from pydantic import Field
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.push import Progress, look, push, served
+from edgesplit.broadcast.remote import look_into
 from edgesplit.errors import EdgesplitError, ServingError
 from edgesplit.fleet import Fleet, LinkProfile
+from edgesplit.hosts.fanout import survey
 from edgesplit.hosts.host import Host
+from edgesplit.orchestrator.chores import Chores
 from edgesplit.orchestrator.decide import FIRST, Decision
 from edgesplit.orchestrator.think import Thinker, moved, untried
-from edgesplit.profiling.capacity import Heard, State, probed
+from edgesplit.orchestrator.verdict import Mind
+from edgesplit.profiling.capacity import Heard, probed
 from edgesplit.profiling.collect import meet
 from edgesplit.profiling.probes import Reading, message_sizes
 from edgesplit.profiling.telemetry import Telemetry
@@ -57,22 +60,22 @@ class Watch:
     running: Split
     progress: Progress
     clock: Callable[[], float] = time.time
-    state: State = field(default_factory=State)
+    state: Mind = field(default_factory=Mind)
 
     def __post_init__(self) -> None:
         cargo = self.cargo
         self._thinker = Thinker(cargo.checkpoint.chain, self.fleet, cargo.plan, cargo.inventory)
         self._telemetry = Telemetry(self.hosts, cargo.inventory, cargo.plan.name, cargo.plan.watch.interval, self.clock)
         self._resources = ExitStack()
-        self._prober = ThreadPoolExecutor(1, "links")
+        self._chores = Chores()
         self._pairs = itertools.cycle(list(itertools.combinations(sorted(self.fleet.hosts), 2)) or [("", "")])
         self._sizes = message_sizes(cargo.plan, cargo.checkpoint.chain)
-        self._probe: Future[dict[tuple[str, str], LinkProfile | str]] | None = None
         self._probed_at = self.clock()
 
     def __enter__(self) -> Watch:
-        self._resources.callback(self._prober.shutdown, wait=False, cancel_futures=True)
+        self._resources.enter_context(self._chores)
         self._resources.enter_context(self._telemetry)
+        self._chores.begin(self._take_stock, self._stocked)
         return self
 
     def __exit__(
@@ -92,7 +95,7 @@ class Watch:
             before = self._try_links(before, decision.target)
             self.state, decision = self._thinker.think(before, self.running, now)
         if decision is None:
-            self._probe_links(now)
+            self._idle(now)
             return
         if decision.target is None:
             yield self._event("keep", decision.because, decision=decision)
@@ -134,12 +137,10 @@ class Watch:
         silent = f"; {', '.join(away)} cannot be heard" if away else ""
         return f"{len(well)} of {len(self.hosts)} runners answer{silent}"
 
-    def _probe_links(self, now: float) -> None:
-        """One pair after another, while the ring is idle. Links of the ring tell their round trips by themselves."""
-        if self._probe is not None:
-            if self._probe.done():
-                self.state = probed(self.state, self.fleet, self._probe.result(), now)
-                self._probe, self._probed_at = None, now
+    def _idle(self, now: float) -> None:
+        """One pair of links after another, while the ring is idle. Those of the ring tell their round trips."""
+        if self._chores.busy:
+            self._chores.settle()
             return
         entry = self.state.host(self.running.entry).reading
         if now - self._probed_at < PROBE_EVERY or entry is None or entry.running or len(self.fleet.hosts) < 2:
@@ -147,13 +148,25 @@ class Watch:
         timeout = self.cargo.plan.watch.host_timeout
         pair = next(self._pairs)
         if not any(self.state.host(name).away(now, timeout) for name in pair):
-            self._probe = self._prober.submit(meet, self.hosts, self.cargo.inventory, pair, self._sizes)
+            self._chores.begin(lambda: meet(self.hosts, self.cargo.inventory, pair, self._sizes), self._met)
+
+    def _met(self, found: dict[tuple[str, str], LinkProfile | str]) -> None:
+        self._probed_at = self.clock()
+        self.state = probed(self.state, self.fleet, found, self._probed_at)
+
+    def _take_stock(self) -> dict[str, tuple[int, ...]]:
+        """The blocks on every host's disk; of hosts that do not answer, nothing is known."""
+        found, _ = survey(self.hosts, lambda host: look_into(host, self.cargo.folder(host.name))[1])
+        return {host: self.cargo.blocks_in(files) for host, files in found.items()}
+
+    def _stocked(self, shards: dict[str, tuple[int, ...]]) -> None:
+        self.state = self.state.model_copy(update={"shards": shards})
 
     def _may_wait(self, decision: Decision) -> bool:
         """Does the ring serve meanwhile?"""
         return decision.gain is not None and self.state.broken_at is None
 
-    def _try_links(self, state: State, target: Split) -> State:
+    def _try_links(self, state: Mind, target: Split) -> Mind:
         """Where there is no hurry, links that a move would come to depend on are measured before it."""
         for pair in untried(target, self.running):
             found = meet(self.hosts, self.cargo.inventory, pair, self._sizes)
@@ -164,7 +177,7 @@ class Watch:
 
     # 4 Reconfiguration Broadcast
 
-    def _broadcast(self, target: Split, decision: Decision, before: State) -> Event:
+    def _broadcast(self, target: Split, decision: Decision, before: Mind) -> Event:
         start = self.clock()
         timeout = self.cargo.plan.watch.host_timeout
         gone = self.state.thought.now.problems if self.state.thought else {}
@@ -181,8 +194,8 @@ class Watch:
                 update={"last_move": self.clock(), "thought": before.thought, "answered": before.answered}
             )
             return self._event("failed", error.message, decision=decision, split=target)
+        self.state = moved(self.state, decision, self.running, self.clock())
         self.running = pushed.split
-        self.state = moved(self.state, self.clock())
         self._telemetry.take(0.0)  # what was said before the move is of no more use
         took = self.clock() - start
         text = "; ".join([f"epoch {self.running.epoch} serves after {took:.1f} s", *pushed.warnings])

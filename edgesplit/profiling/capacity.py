@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pydantic import Field
 
@@ -95,12 +96,22 @@ class Views(Value):
     worst: Fleet
 
 
+class Served(Value):
+    """What the entry said in a reading before which tokens came: seconds per token, sequences under way, tokens given
+    out so far."""
+
+    seconds: float
+    load: float
+    tokens: int
+
+
 class State(Value):
     """All hosts and links, and the service as the entry measured it. Times are by the controller's clock."""
 
     hosts: dict[str, HostState] = Field(default_factory=dict)
     links: dict[str, dict[str, LinkState]] = Field(default_factory=dict)
     late_for: int = 0  # consecutive readings over the service level
+    served: tuple[Served, ...] = ()  # of the running epoch, the newest last
     broken_at: float | None = None  # when the entry first said so of the running epoch
     last_move: float | None = None
     aside: dict[str, float] = Field(default_factory=dict)  # host -> until when it is not used
@@ -118,11 +129,19 @@ class Thresholds(Value):
     time_per_token: float | None
     patience: int
 
+    @property
+    def window(self) -> int:
+        """So many readings say together what is typical."""
+        return 2 * self.patience - 1
+
 
 # --- what was heard ---------------------------------------------------------------------------------------------------
 
 
-def observe(state: State, heard: Mapping[str, Heard], running: Split, fleet: Fleet, thresholds: Thresholds) -> State:
+S = TypeVar("S", bound=State)
+
+
+def observe(state: S, heard: Mapping[str, Heard], running: Split, fleet: Fleet, thresholds: Thresholds) -> S:
     """The state after what has been heard since; hosts of which nothing came are as they were."""
     hosts, links = dict(state.hosts), state.links
     for name, news in heard.items():
@@ -142,15 +161,17 @@ def _service(state: State, heard: Heard | None, running: Split, thresholds: Thre
     if heard is None or isinstance(heard.what, str) or heard.what.mute:
         return {}
     entry, before = heard.what, state.host(running.entry).reading
-    late = (
-        thresholds.time_per_token is not None
-        and entry.time_per_token is not None
-        and entry.time_per_token > thresholds.time_per_token
-        and entry.tokens > (before.tokens if before else 0)
-    )
+    came = entry.time_per_token is not None and entry.tokens > (before.tokens if before else 0)
+    pace = entry.time_per_token or 0.0
+    late = came and thresholds.time_per_token is not None and pace > thresholds.time_per_token
+    served = (*state.served, Served(seconds=pace, load=entry.running, tokens=entry.tokens)) if came else state.served
     broken = not entry.runner or entry.serving is None or bool(entry.broken and entry.serving == running.epoch)
     began = state.broken_at if state.broken_at is not None else heard.at
-    return {"late_for": state.late_for + 1 if late else 0, "broken_at": began if broken else None}
+    return {
+        "late_for": state.late_for + 1 if late else 0,
+        "served": served[-thresholds.window :],
+        "broken_at": began if broken else None,
+    }
 
 
 def _host(
@@ -233,7 +254,7 @@ def _passive(links: Links, fleet: Fleet, pair: tuple[str, str], seen: tuple[floa
     return links
 
 
-def probed(state: State, fleet: Fleet, found: Mapping[tuple[str, str], LinkProfile | str], now: float) -> State:
+def probed(state: S, fleet: Fleet, found: Mapping[tuple[str, str], LinkProfile | str], now: float) -> S:
     """The state after links have been measured, which is believed at once; a str says why there is none."""
     links = state.links
     for (source, target), link in found.items():
@@ -323,35 +344,37 @@ def _links(
             yield target, profile.model_copy(update=update)
 
 
-def apart(a: float, b: float, least: float = 0.0) -> bool:
+def apart(a: float, b: float, least: float = 0.0, factor: float = 0.0) -> bool:
     """Are two quantities different enough to think again?"""
-    return max(a, b) > APART * min(a, b) and abs(a - b) > least
+    return max(a, b) > (factor or APART) * min(a, b) and abs(a - b) > least
 
 
-def news(thought: Views, views: Views) -> tuple[str, ...]:
-    """What is different from what the last decision was made for; hosts and links that went are no reason to move."""
-    return tuple(dict.fromkeys([*_news(thought.now, views.now), *_news(thought.worst, views.worst)]))
+def news(thought: Views, views: Views, factor: float = 0.0) -> tuple[str, ...]:
+    """What is different, by more than a factor (APART unless told otherwise), from what the last decision was made for;
+    hosts and links that went are no reason to move."""
+    pairs = ((thought.now, views.now), (thought.worst, views.worst))
+    return tuple(dict.fromkeys(text for pair in pairs for text in _news(*pair, factor)))
 
 
-def _news(thought: Fleet, now: Fleet) -> Iterator[str]:
+def _news(thought: Fleet, now: Fleet, factor: float) -> Iterator[str]:
     yield from (f"{name} can be used" for name in now.hosts if name not in thought.hosts)
     for name, pace in now.slowdown.items():
         before = thought.slowdown.get(name, 1.0)
-        if name in thought.hosts and apart(pace, before):
+        if name in thought.hosts and apart(pace, before, factor=factor):
             yield f"{name} takes {pace:.1f} x its profiled time (it was {before:.1f} x)"
     for source, row in now.links.items():
         for target, link in row.items():
             if source in thought.hosts and target in thought.hosts:
-                yield from _changes(f"{source} -> {target}", thought.links[source].get(target), link)
+                yield from _changes(f"{source} -> {target}", thought.links[source].get(target), link, factor)
 
 
-def _changes(name: str, old: LinkProfile | None, link: LinkProfile) -> Iterator[str]:
+def _changes(name: str, old: LinkProfile | None, link: LinkProfile, factor: float) -> Iterator[str]:
     if old is None:
         yield f"{name} can be used again"
         return
-    if apart(link.rtt, old.rtt, APART_SECONDS):
+    if apart(link.rtt, old.rtt, APART_SECONDS, factor):
         yield f"the round trip {name} is {format_time(link.rtt)} (it was {format_time(old.rtt)})"
-    if apart(link.bandwidth, old.bandwidth):
+    if apart(link.bandwidth, old.bandwidth, factor=factor):
         yield f"the bandwidth {name} is {link.bandwidth / old.bandwidth:.2f} x what it was"
 
 

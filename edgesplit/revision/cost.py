@@ -257,6 +257,11 @@ def violations(split: Split, problem: Problem) -> list[str]:
     return broken + [found for rule in rules for found in rule(split, problem)]
 
 
+def forbidden(split: Split, problem: Problem) -> list[str]:
+    """Where a split breaks what plan and inventory forbid, whatever the hosts and links are like."""
+    return [*_pins_broken(split, problem), *_stages_broken(split, problem)]
+
+
 def _broken(split: Split, problem: Problem) -> list[str]:
     """What keeps a split from being evaluated at all."""
     if split.blocks != len(problem.blocks):

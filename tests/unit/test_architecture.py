@@ -37,6 +37,8 @@ PURE = {
     ),
     *(
         "orchestrator.decide",
+        "orchestrator.moving",
+        "orchestrator.verdict",
         "broadcast.transition",
         "broadcast.forecast",
         "broadcast.signing",

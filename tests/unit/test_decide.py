@@ -9,13 +9,13 @@ from profiles import fleet
 
 from edgesplit.inventory import Inventory
 from edgesplit.model.blocks import Block, Chain
-from edgesplit.orchestrator.decide import Alarm, Decision, Options, alarms, decide
+from edgesplit.orchestrator.decide import Alarm, Decision, Findings, Options, Way, alarms, decide
+from edgesplit.orchestrator.moving import Moving
+from edgesplit.orchestrator.think import Thinker
+from edgesplit.orchestrator.verdict import Mind
 from edgesplit.plan import ModelPlan, ModelSource, Pin, WatchPolicy, Workload
-from edgesplit.profiling.capacity import Belief, HostState, State, views
+from edgesplit.profiling.capacity import Belief, HostState, State
 from edgesplit.profiling.probes import Reading
-from edgesplit.revision.problem import Problem, pose
-from edgesplit.revision.revise import redistribution, running_phi
-from edgesplit.revision.solver import solve
 from edgesplit.split import Split, split_from_placement
 
 POLICY = WatchPolicy(host_timeout=5.0, slowdown=2.0, patience=3, cooldown=30.0, min_gain=0.1)
@@ -70,8 +70,8 @@ def seen(at: float = 100.0, **more: object) -> HostState:
         {
             "at": at,
             "cores": 1.0,
-            "memory_total": 100,
-            "memory_available": 50,
+            "memory_total": 2**34,
+            "memory_available": 2**33,
             "busy_seconds": 0.0,
             "deployed": True,
             "runner": True,
@@ -86,15 +86,8 @@ def state(**hosts: HostState) -> State:
     return State(hosts={"desk": seen(), "shelf": seen(), "attic": seen(), **hosts})
 
 
-def problem(now: State) -> Problem:
-    return pose(chain(), views(fleet(), now, RUNNING, 100.0, 5.0).worst, PLAN, INVENTORY)
-
-
 def options(now: State, running: Split = RUNNING) -> Options:
-    posed = problem(now)
-    return Options(
-        running=running_phi(running, posed), redistribution=redistribution(running, posed), resplit=solve(posed)
-    )
+    return Thinker(chain(), fleet(), PLAN, INVENTORY)._options(Mind(**dict(now)), running, 100.0)
 
 
 def decision(tripped: tuple[Alarm, ...], given: Options) -> Decision:
@@ -106,7 +99,7 @@ def slow(pace: float) -> HostState:
 
 
 def texts(now: State, at: float = 101.0, changes: tuple[str, ...] = ()) -> list[str]:
-    return [alarm.text for alarm in alarms(now, RUNNING, changes, POLICY, at)]
+    return [alarm.text for alarm in alarms(now, RUNNING, Findings(changes=changes), POLICY, at)]
 
 
 def test_nothing_trips_on_a_healthy_fleet() -> None:
@@ -122,7 +115,7 @@ def test_nothing_trips_on_a_healthy_fleet() -> None:
             slow(2.5).model_copy(update={"others": 0.5}),
             "shelf computes 2.5 x slower than profiled (threshold 2); others take 0.5 of its cores",
         ),
-        (seen().model_copy(update={"short_for": 3}), "shelf has only 50 B of memory left"),
+        (seen().model_copy(update={"short_for": 3}), "shelf has only 8 GiB of memory left"),
     ],
 )
 def test_what_trips_says_so(host: HostState, text: str) -> None:
@@ -191,7 +184,7 @@ def test_what_was_answered_is_not_asked_again_until_something_is_different() -> 
 
 def test_hosts_that_hold_nothing_of_ours_raise_no_alarm() -> None:
     running = split_from_placement(["desk", "desk", "shelf", "shelf", "shelf", "desk"]).at(7)
-    assert alarms(state(attic=HostState()), running, (), POLICY, 101.0) == ()
+    assert alarms(state(attic=HostState()), running, Findings(), POLICY, 101.0) == ()
 
 
 LOST = (Alarm(kind="lost", host="shelf", text="shelf is lost"),)
@@ -213,36 +206,75 @@ def test_a_slow_host_gives_way() -> None:
     assert made.gain >= POLICY.min_gain
 
 
+def best_of(given: Options) -> Way:
+    return min(given.ways, key=lambda way: way.phi)
+
+
 def test_a_small_gain_is_not_worth_a_move() -> None:
-    now = state()
-    best = options(now)
-    assert best.resplit is not None
-    made = decision(SLOW, best.model_copy(update={"running": best.resplit.costs.phi * 1.05}))
+    given = options(state())
+    made = decision(SLOW, given.model_copy(update={"running": best_of(given).phi * 1.05}))
     assert made.action == "keep"
     assert "at least 10%" in made.because
 
 
+def dear(way: Way, **moving: object) -> Way:
+    return way.model_copy(update={"moving": Moving.model_validate(moving)})
+
+
+@pytest.mark.parametrize(
+    ("moving", "why"),
+    [
+        ({"send": 300.0, "load": 10.0, "replay": 1.0}, "wins only 50%, less"),
+        ({"short": "attic would have to take 2 GiB more"}, "no room to move: attic would have to take 2 GiB more"),
+    ],
+)
+def test_a_move_that_costs_more_than_it_brings_is_not_made(moving: dict[str, object], why: str) -> None:
+    given = options(state(shelf=slow(6.0)))
+    ways = tuple(dear(way, **moving) for way in given.ways)
+    phi = 2 * min(way.phi for way in ways)
+    made = decision(SLOW, Options(running=phi, ways=ways))
+    assert made.action == "keep"
+    assert why in made.because
+    assert made.moving == ways[0].moving
+
+
+def test_what_failed_is_not_tried_again_but_something_else_is() -> None:
+    given = options(state(shelf=slow(6.0)))
+    failed = tuple(way.model_copy(update={"failed": True}) for way in given.ways)
+    made = decision(SLOW, given.model_copy(update={"ways": failed}))
+    assert (made.action, made.target) == ("keep", None)
+    assert "did not bring what was forecast" in made.because
+    assert decision(LOST, given.model_copy(update={"ways": failed})).target is not None  # nothing serves: no choice
+
+
+def test_where_nothing_serves_the_split_that_serves_first_is_taken() -> None:
+    given = options(state(shelf=HostState()))
+    good = best_of(given)
+    ready = dear(good, load=1.0).model_copy(update={"phi": 3 * good.phi, "action": "redistribute"})
+    for send, action in ((0.5, good.action), (9.0, "redistribute")):
+        ways = (dear(good, send=send, load=1.0), ready)
+        assert decision(LOST, Options(running=None, ways=ways)).action == action
+
+
+def test_what_the_rules_forbid_is_left_at_once() -> None:
+    found = Findings(forbidden=("layers.1 may not be on shelf",))
+    resting = state(attic=HostState()).model_copy(update={"last_move": 100.0})
+    (alarm,) = alarms(resting, RUNNING, found, POLICY, 101.0)
+    assert alarm.at_once
+    assert not alarm.urgent
+
+
 def test_the_best_split_is_kept() -> None:
-    now = state()
-    best = options(now)
-    assert best.resplit is not None
-    made = decide(SLOW, best, best.resplit.split, POLICY)
+    given = options(state())
+    made = decide(SLOW, given, best_of(given).split, POLICY)
     assert made.action == "keep"
     assert "still the best" in made.because
 
 
 def test_nothing_possible_keeps_and_says_why() -> None:
-    none = Options(running=None, redistribution=None, resplit=None, impossible="memory is short")
+    none = Options(running=None, ways=(), impossible="memory is short")
     made = decision(LOST, none)
     assert (made.action, made.because) == ("keep", "shelf is lost; and no split is possible: memory is short")
-
-
-def test_redistribution_is_preferred_when_it_is_as_good() -> None:
-    now = state(shelf=HostState())
-    both = options(now)
-    assert both.redistribution is not None
-    same = both.model_copy(update={"resplit": both.redistribution})
-    assert decision(LOST, same).action == "redistribute"
 
 
 @settings(deadline=None)  # how long a plan takes is no matter here

@@ -1,0 +1,71 @@
+"""What is done beside the loop, one thing at a time, in a thread of its own; what comes of it is applied by the loop.
+
+Must not know: what the chores are.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, TypeVar
+
+from edgesplit.errors import EdgesplitError
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """The chore was told to make way."""
+
+
+class Chores:
+    """`stop`: set while a chore shall make way; one that takes long looks at it."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._thread = ThreadPoolExecutor(1, "chores")
+        self._future: Future[Any] | None = None
+        self._then: Callable[[Any], None] = lambda _: None
+        self.failure = ""  # of the last one, "" when it went well
+
+    def __enter__(self) -> Chores:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop.set()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def busy(self) -> bool:
+        return self._future is not None
+
+    def begin(self, act: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Nothing else is under way."""
+        self._then = then
+        self._future = self._thread.submit(act)
+
+    def settle(self, seconds: float = 0.0) -> None:
+        """Apply what has been done; wait for it so long."""
+        if self._future is None:
+            return
+        try:
+            result = self._future.result(seconds)
+        except concurrent.futures.TimeoutError:  # not the builtin TimeoutError before Python 3.11
+            return
+        except (EdgesplitError, Interrupted) as error:
+            self.failure = str(error)
+        else:
+            self.failure = ""
+            self._then(result)
+        self._future = None
+
+    def make_way(self, seconds: float) -> None:
+        """End what is under way, as far as that can be done, and wait for it so long."""
+        self.stop.set()
+        self.settle(seconds)
+        self.stop.clear()
