@@ -1,13 +1,16 @@
-"""Throwaway SSH servers: real ones, each with its own configuration, port and keys, in the test's own folder."""
+"""Throwaway SSH servers: real ones, each with its own configuration, port and keys, in the test's own folder. And no
+test of models is at the mercy of what another one left behind."""
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import getpass
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,20 @@ import pytest
 from edgesplit.inventory import SshTarget
 
 LOCALHOST = "127.0.0.1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Profiling and audits take as many threads as cores are idle, and several threads sum in another order."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a module leaves open is blamed on it, not on the test that runs when the collector comes by."""
+    if "torch" in sys.modules and (nextitem is None or nextitem.path != item.path):
+        gc.collect()
 
 
 def free_port() -> int:

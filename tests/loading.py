@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sealed import key
 from transformers import LlamaConfig
 
 from edgesplit.runner.hidden import Hidden
 from edgesplit.runner.stage import Stage
+from edgesplit.runner.weights import SEALED
 
 
 def measured(folder: Path, dtype: str, *ranges: tuple[int, int]) -> list[dict[str, Any]]:
@@ -31,10 +33,11 @@ def main(folder: Path, dtype: str, ranges: list[tuple[int, int]]) -> None:
     torch.set_num_threads(1)
     sizes = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     run(Stage.random(LlamaConfig(**sizes, num_attention_heads=2), 1, 1, dtype))
+    keys = {file.stem: key(file.stem) for file in folder.glob(f"*{SEALED}")}
     idle, stages, answer = resident("VmRSS"), list[Stage](), []
     for first, last in ranges:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        stages.append(Stage.load(folder, first, last, dtype, donors=tuple(stages)))
+        forget_peak()
+        stages.append(Stage.load(folder, first, last, dtype, donors=tuple(stages), keys=keys))
         loaded = resident("VmHWM") - idle
         run(stages[-1])
         answer.append({"bytes": held(stages), "loaded": loaded, "run": resident("VmHWM") - idle})
@@ -44,6 +47,11 @@ def main(folder: Path, dtype: str, ranges: list[tuple[int, int]]) -> None:
 def resident(name: str) -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
+
+
+def forget_peak() -> None:
+    """VmHWM counts from here."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def held(stages: list[Stage]) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import http.client
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,6 +104,15 @@ class Rig:
         request = Request(tuple(prompt), count, sampling or Sampling(), frozenset(), answer.emit)
         (answer.number,) = self.in_worker(lambda: self.entry.submit(request))
         return answer
+
+    def post(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """To the API. Nothing is left open whatever happens: a socket would be blamed on the test that is running when
+        the garbage collector finds it."""
+        connection = http.client.HTTPConnection(LOCALHOST, self.api, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", path, json.dumps(body))
+            with connection.getresponse() as response:
+                return response.status, json.loads(response.read())
 
     def state(self, host: str, epoch: int) -> str:
         return str(self.cores[host].status()["epochs"].get(str(epoch), {}).get("state"))

@@ -15,6 +15,7 @@ from torch.nn import functional
 from .arithmetic import MANY, PIECE, in_bfloat16, widened
 from .precision import GROUP, ROWS, Scheme, stored
 
+LAID = 64  # rows of int4 that are laid out at once: the layout goes by 64 at most, and it wants four bytes per code
 ALIGNED = 64  # bytes; the kernels for x86 load whole vectors
 CLOSE = 0.02  # of the largest output: a kernel that is further off computes something else
 
@@ -75,8 +76,8 @@ def _int8_in_pieces(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) 
     return torch.cat(products, 1).mul_(scales.to(x.dtype))
 
 
-def _pieces(codes: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-    return [(at, codes[at : at + PIECE]) for at in range(0, codes.shape[0], PIECE)]
+def _pieces(codes: torch.Tensor, rows: int = PIECE) -> list[tuple[int, torch.Tensor]]:
+    return [(at, codes[at : at + rows]) for at in range(0, codes.shape[0], rows)]
 
 
 class Int8:
@@ -121,8 +122,8 @@ class Int4:
 
     def take(self, codes: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         made = torch.empty_like(codes, memory_format=torch.contiguous_format)
-        for at, piece in _pieces(codes):  # it wants four bytes per code; its layout goes by 64 rows at most
-            made[at : at + PIECE] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpacked(piece).int(), 1)
+        for at, piece in _pieces(codes, LAID):
+            made[at : at + LAID] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpacked(piece).int(), 1)
         return made, scales.to(self._arithmetic).contiguous()
 
     def multiply(self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from .cache import Caches, Rows, Sequence
 from .families import family
 from .hidden import Hidden, Prompt, stack
 from .hollow import Leave, Lent, Wire, hollowed
+from .memory import sparing
 from .precision import Scheme, is_quantised, scheme
 from .quantised import Quantised, QuantisedError, matrices
 from .sealed import SealedCaches
@@ -66,6 +67,7 @@ class Stage:
         return len(self._wire.carries)
 
     @classmethod
+    @sparing()
     def load(  # noqa: PLR0913 - what the others say, and whether the folder's code may run
         cls,
         folder: Path,

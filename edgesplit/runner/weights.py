@@ -63,7 +63,8 @@ def slices(folder: Path, keys: Keys = NO_KEYS) -> Iterator[tuple[str, Any, Any]]
 
 
 class Slice:
-    """A tensor of a sealed file, as safetensors' own slices are: opened whole whenever it is read."""
+    """A tensor of a sealed file, as safetensors' own slices are. Whenever it is read, it is opened: whole, or only the
+    rows asked for, which are what the first index chooses."""
 
     def __init__(self, file: SealedFile, kind: str, shape: tuple[int, ...], start: int) -> None:
         self._file, self._kind, self._shape, self._start = file, kind, shape, start
@@ -75,12 +76,21 @@ class Slice:
         return list(self._shape)
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        dtype, count = _KINDS[self._kind], math.prod(self._shape)
-        if not count:
-            return torch.empty(self._shape, dtype=dtype)[index]
-        data = torch.empty(count * dtype.itemsize, dtype=torch.uint8)  # aligned as kernels like it
-        self._file.read_into(self._start, memoryview(data.numpy()))
-        return data.view(dtype).reshape(self._shape)[index]
+        rows = range(self._shape[0]) if self._shape else range(1)
+        if self._shape and isinstance(index, int):
+            return self._rows(rows[index], 1)[0]
+        if self._shape and isinstance(index, slice) and rows[index].step == 1:
+            return self._rows(rows[index].start, len(rows[index]))
+        return self._rows(0, len(rows)).reshape(self._shape)[index]
+
+    def _rows(self, first: int, count: int) -> torch.Tensor:
+        dtype, shape = _KINDS[self._kind], (count, *self._shape[1:])
+        row = math.prod(self._shape[1:]) * dtype.itemsize
+        if not count * row:
+            return torch.empty(shape, dtype=dtype)
+        data = torch.empty(count * row, dtype=torch.uint8)  # aligned as kernels like it
+        self._file.read_into(self._start + first * row, memoryview(data.numpy()))
+        return data.view(dtype).reshape(shape)
 
 
 def sealed_slices(file: Path, keys: Keys) -> dict[str, Slice]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import struct
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import LOCALHOST
 from encoders import (
     LAYERS,
     NORMALIZE,
@@ -54,12 +52,7 @@ def rig(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 def ask(rig: Rig, path: str = "/v1/embeddings", **body: Any) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection(LOCALHOST, rig.api, timeout=60)
-    connection.request("POST", path, json.dumps(body))
-    with connection.getresponse() as response:
-        answer = response.status, json.loads(response.read())
-    connection.close()
-    return answer
+    return rig.post(path, body)
 
 
 def vectors(rig: Rig, given: Any) -> list[list[float]]:

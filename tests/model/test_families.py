@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import checks, configs, costs
 from families.outcome import Outcome
-from families.report import everywhere, markdown, passed, verdict
+from families.report import everywhere, exact, markdown, passed, verdict
 from families.subject import Subject, WireChanged, travel
 from families.worker import Result, examine
 
@@ -119,6 +119,7 @@ def test_what_a_family_raises_is_its_outcome(mistral: Subject, monkeypatch: pyte
 GOOD = Result("alpha", "AlphaForCausalLM", "4 full", outcomes={"cuts": Outcome(0.0), "joined": Outcome(1e-6)})
 GLUED = Result("beta", "BetaForCausalLM", "4 full", outcomes={"cuts": Outcome(0.0, "blocks 1 to 2 stay together")})
 BAD = Result("gamma", "GammaForCausalLM", "4 full", outcomes={"cuts": Outcome(0.0), "turns": Outcome(1e-6)})
+OFF = Result("eta", "EtaForCausalLM", "4 full", outcomes={"cuts": Outcome(0.0), "flops": Outcome(None, "7, not 6")})
 UNABLE = Result("delta", "DeltaForCausalLM", unable="no cache")
 
 
@@ -128,6 +129,7 @@ def test_verdicts() -> None:
     assert verdict(GOOD) == "exact"
     assert verdict(GLUED) == "exact; cuts: blocks 1 to 2 stay together"
     assert verdict(BAD) == "not exact; turns differs by 1e-06"
+    assert (exact(OFF), passed(OFF), verdict(OFF)) == (True, False, "exact; the account is off: 7, not 6")
     assert verdict(UNABLE) == "transformers: no cache"
 
 
@@ -137,8 +139,11 @@ def test_a_family_without_outcome_has_not_passed() -> None:
 
 
 def test_the_document_counts_and_sorts_by_outcome() -> None:
-    text = markdown([GOOD, GLUED, BAD, UNABLE], {"transformers": "5", "torch": "2"}, checks.CLOSE)
-    assert "**2 of 3 families are exact**, 1 of them with a restriction" in text
-    assert text.index("## Not exact") < text.index("`gamma`") < text.index("## Exact") < text.index("`alpha`")
-    assert text.index("`beta`") < text.index("## What transformers cannot do alone") < text.index("`delta`")
+    refused = Result("theta", "ThetaForCausalLM", refused="loops")
+    text = markdown([GOOD, GLUED, BAD, OFF, UNABLE, refused], {"transformers": "5", "torch": "2"}, checks.CLOSE)
+    assert "**3 of 5 families are exact**, 1 of them with a restriction and 1 with an account that is off" in text
+    assert "1 are refused, 1 answer otherwise" in text
+    order = ["## Not exact", "`gamma`", "`theta`", "## Exact, but the account is off", "`eta`", "## Exact\n", "`alpha`"]
+    order += ["`beta`", "## What transformers cannot do alone", "`delta`"]
+    assert [*order] == sorted(order, key=text.index)
     assert all(f"*{name}*" in text for name in checks.CHECKS)

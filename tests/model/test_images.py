@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import io
-import json
 import threading
 import time
 import zlib
@@ -181,7 +179,6 @@ def test_where_images_cannot_be_read_no_chat_is(llava: Case, monkeypatch: pytest
 
 
 def ask(rig: Rig, chat: list[Any], path: str = "/v1/chat/completions", **more: Any) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection(LOCALHOST, rig.api, timeout=60)
     body = {
         "messages": chat,
         "max_tokens": COUNT,
@@ -190,11 +187,7 @@ def ask(rig: Rig, chat: list[Any], path: str = "/v1/chat/completions", **more: A
         "return_token_ids": True,
         **more,
     }
-    connection.request("POST", path, json.dumps(body))
-    with connection.getresponse() as response:
-        answer = response.status, json.loads(response.read())
-    connection.close()
-    return answer
+    return rig.post(path, body)
 
 
 def tokens(answer: tuple[int, dict[str, Any]]) -> list[int]:

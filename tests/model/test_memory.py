@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from cutting import peaks
 from loading import measured
 from sparse import LAYERS, make_sparse
+from splits import manifest_of, ship
+
+from edgesplit.model.checkpoint import open_checkpoint
 
 MOST = 1.05  # of the stage's bytes
-
-CONTROLLER = """
-import sys
-from pathlib import Path
-from edgesplit.model.checkpoint import open_checkpoint
-from edgesplit.model.shards import cut
-from edgesplit.model.unsplit import lay_out
-import edgesplit.model.structure, transformers.models.llama.modeling_llama
-
-def resident(name):
-    line = next(line for line in open("/proc/self/status") if line.startswith(name + ":"))
-    return int(line.split()[1]) * 1024
-
-folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
-idle = resident("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
-scheme = sys.argv[3] if len(sys.argv) > 3 else None
-shards = cut(open_checkpoint(folder, "large", "bfloat16", quantization=scheme), cache)
-for shard in shards.all().values():
-    for piece in shard.chunks():
-        pass
-print(resident("VmHWM") - idle)
-if scheme:
-    Path(sys.argv[4]).mkdir()
-    lay_out(shards, Path(sys.argv[4]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +29,13 @@ def test_a_stage_is_loaded_in_its_own_memory(folder: Path) -> None:
     assert 0.9 * taken["bytes"] < taken["run"] < MOST * taken["bytes"]  # and then every page is there
 
 
-def test_so_is_one_whose_weights_are_widened(folder: Path) -> None:
-    (taken,) = measured(folder, "float32", (3, LAYERS))
+def test_so_is_one_whose_weights_are_sealed_and_widened(folder: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(folder, "large", "float32")
+    laid = ship(checkpoint, tmp_path).lay_out(manifest_of(checkpoint, tmp_path, ()), 0)
+    (taken,) = measured(laid, "float32", (3, LAYERS))
     assert taken["bytes"] > 10**9
     assert taken["loaded"] < MOST * taken["bytes"]
     assert taken["run"] < MOST * taken["bytes"]
-
-
-def test_quantising_holds_one_matrix_at_a_time(folder: Path, tmp_path: Path) -> None:
-    """On the controller, while it cuts: the largest, of embedding and head, and its codes."""
-    words = [sys.executable, "-c", CONTROLLER, str(folder), str(tmp_path / "hashes.json"), "int8"]
-    done = subprocess.run([*words, str(tmp_path / "laid")], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.splitlines()[-1]) < 250 * 2**20
 
 
 def test_two_epochs_hold_what_they_share_once(folder: Path) -> None:
@@ -78,8 +48,12 @@ def test_two_epochs_hold_what_they_share_once(folder: Path) -> None:
 
 
 def test_the_controller_never_holds_weights(folder: Path, tmp_path: Path) -> None:
-    """Planning, cutting and reading all shards, as a push does."""
-    words = [sys.executable, "-c", CONTROLLER, str(folder), str(tmp_path / "hashes.json")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.splitlines()[-1]) < 100 * 2**20
+    taken = peaks(folder, tmp_path / "hashes.json")
+    assert max(taken.values()) < 40 * 2**20
+
+
+def test_quantising_holds_one_matrix_at_a_time(tmp_path: Path) -> None:
+    """The largest, of embedding and head, and its codes: 188 MiB of 461."""
+    taken = peaks(make_sparse(tmp_path / "model", layers=4), tmp_path / "hashes.json", "int8")
+    assert taken["planned"] < 40 * 2**20
+    assert taken["cut"] < 230 * 2**20

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from links import SHAS, manifest
 from models import make_checkpoint
+from safetensors.torch import load
 from sealed import key, sealed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.model.shards import Cut, cut
 from edgesplit.runner.manifest import Manifest
+from edgesplit.runner.sealing import SealedFile
 from edgesplit.runner.stage import Stage, StageError
 from edgesplit.runner.store import Store, StoreError
-from edgesplit.runner.weights import slices
+from edgesplit.runner.weights import sealed_slices, slices
 
 WHOLE = ("desk",) * 6
 
@@ -93,6 +96,23 @@ def test_weights_are_of_no_use_without_their_key(store: Store, shards: Cut) -> N
     store.keys.pop(sha)
     with pytest.raises(StoreError, match=f"shard {sha[:12]}: .* without its key"):
         store.lay_out(of(shards, *WHOLE), 0)
+
+
+@pytest.mark.parametrize("index", [..., 1, -1, slice(None), slice(1, 3), slice(2, 2), slice(None, None, 2), (2, 1)])
+def test_sealed_tensors_are_sliced_as_others_are(store: Store, shards: Cut, index: Any) -> None:
+    shard = shards.blocks[1]
+    found = sealed_slices(store.shard(shard.sha256), store.keys)
+    for name, tensor in load(b"".join(shard.chunks())).items():
+        if tensor.dim() > 1 or not isinstance(index, tuple):
+            assert torch.equal(found[name][index], tensor[index])
+
+
+def test_only_the_rows_asked_for_are_opened(store: Store, shards: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many experts' matrices one at a time is in memory."""
+    found = sealed_slices(store.shard(shards.blocks[0].sha256), store.keys)["model.embed_tokens.weight"]
+    opened, real = [], SealedFile.read_into
+    monkeypatch.setattr(SealedFile, "read_into", lambda *to: opened.append(len(to[2])) or real(*to))
+    assert found[7].nbytes + found[3:5].nbytes == sum(opened)
 
 
 def test_the_side_files_are_a_tokenizer(store: Store, shards: Cut) -> None:
