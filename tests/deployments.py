@@ -17,7 +17,8 @@ from models import make_checkpoint
 from profiles import NAMES
 
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.broadcast.push import look, push, signature
+from edgesplit.broadcast.note import signature
+from edgesplit.broadcast.push import look, push
 from edgesplit.broadcast.teardown import take_down
 from edgesplit.cli.render import Quiet
 from edgesplit.hosts.fanout import connect

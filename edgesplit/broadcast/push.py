@@ -6,10 +6,7 @@ Must not know: why this split (revision), how a host is reached (hosts), how pro
 from __future__ import annotations
 
 import contextlib
-import datetime
-import getpass
 import itertools
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +14,11 @@ from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, Protocol
 
+from edgesplit.broadcast.access import check_closed
 from edgesplit.broadcast.authority import Secrets, command_key, shard_key
 from edgesplit.broadcast.cargo import KEPT, Cargo, split_of
 from edgesplit.broadcast.keyring import host_keys, secrets_of
+from edgesplit.broadcast.note import now, signature
 from edgesplit.broadcast.remote import PYTHON_HINT, NotServing, ask, manifest, no_python, present, status
 from edgesplit.broadcast.ship import Shipment
 from edgesplit.broadcast.signing import NOTHING, Signer
@@ -125,6 +124,7 @@ def push(
     if absent:
         raise DeployError(f"{', '.join(absent)} cannot be reached and the split needs it")
     steps = transition(scene.running, target, scene.presences, cargo.needs(target))
+    check_closed(cargo.manifest(target, {}).service, scene.presences[target.entry].objects)
     act = _Act(cargo, target, hosts, scene, progress, reason)
     try:
         for phase, group in groupby(steps, key=lambda step: step.phase):
@@ -314,12 +314,12 @@ class _Act:
 
     def _keys(self) -> None:
         """The deployment's secrets from the entry host, made there on the first day; a key pair for each host."""
-        entry, now = self.hosts[self.cargo.plan.entry], _now()
-        secrets = self.secrets = secrets_of(self.cargo.name, entry, self._folder(entry), now)
+        entry, today = self.hosts[self.cargo.plan.entry], now()
+        secrets = self.secrets = secrets_of(self.cargo.name, entry, self._folder(entry), today)
 
         def keys(host: Host) -> str:
             running = self.scene.presences[host.name].epochs is not None
-            return host_keys(host, self._folder(host), secrets, now, running=running)
+            return host_keys(host, self._folder(host), secrets, today, running=running)
 
         self.fingerprints.update(each({name: self.hosts[name] for name in self.target.hosts}, keys))
 
@@ -384,12 +384,3 @@ def _is_cut(error: BaseException) -> bool:
     if isinstance(error, FleetError):
         return any(_is_cut(one) for one in error.errors)
     return isinstance(error, Unreachable) or not isinstance(error, EdgesplitError)
-
-
-def signature(reason: str) -> str:
-    """Who does what, and since when: what a lock and an audit line say."""
-    return f"{getpass.getuser()} on {platform.node()}, {_now():%Y-%m-%d %H:%M:%S} UTC: {reason}"
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.timezone.utc)

@@ -39,6 +39,19 @@ def status(host: Host, spec: HostSpec, folder: str, archive: str, wait: int = 0)
     return _answer(host, host.run(command, stdin=_STATUS, timeout=wait + STATUS_SECONDS + SLACK))
 
 
+def api_key(host: Host, spec: HostSpec, folder: str) -> str:
+    """The key to the API that a runner gives to whoever may log in as its user. Raises NotServing, HostError."""
+    archive = _archive(look_into(host, folder)[1])
+    if archive is None:
+        raise NotServing(f"{host.name}: no runner was ever started there")
+    command = commands.control(spec.interpreter, folder, archive, STATUS_SECONDS)
+    return str(_answer(host, host.run(command, stdin=b'{"verb": "key"}', timeout=STATUS_SECONDS + SLACK))["key"])
+
+
+def _archive(files: frozenset[str]) -> str | None:
+    return next((name for name in sorted(files) if name.startswith("runner-") and name.endswith(".pyz")), None)
+
+
 def _answer(host: Host, text: str) -> dict[str, Any]:
     try:
         answer = json.loads(text)
@@ -71,7 +84,7 @@ def lacks_packages(error: CommandFailed, spec: HostSpec) -> HostError | None:
 def present(host: Host, folder: str, spec: HostSpec) -> tuple[Presence, dict[str, Any] | None]:
     """What is in the deployment's folder, and its runner's status (None when none answers)."""
     there, files, parts = look_into(host, folder)
-    archive = next((name for name in sorted(files) if name.startswith("runner-") and name.endswith(".pyz")), None)
+    archive = _archive(files)
     state = None
     if archive is not None and "runner.pid" in files:
         try:

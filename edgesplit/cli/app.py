@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from edgesplit.cli import chat, check, deploy, down, generate, init, lab, plan, profile, status, unlock, watch
+from edgesplit.cli import chat, check, deploy, down, generate, init, keys, lab, plan, profile, status, unlock, watch
 from edgesplit.errors import EdgesplitError
 
 
@@ -92,6 +92,7 @@ app.command("chat", epilog="Example: edgesplit chat plans/demo.yaml --system 'An
 app.command("watch", epilog="Example: edgesplit watch plans/demo.yaml --json >> events.jsonl")(watch.run)
 app.command("down", epilog="Example: edgesplit down plans/demo.yaml -y")(down.run)
 app.command("unlock", epilog="Example: edgesplit unlock plans/demo.yaml")(unlock.run)
+app.add_typer(keys.app, name="keys")
 app.add_typer(lab.app, name="lab")
 
 

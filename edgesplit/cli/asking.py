@@ -8,39 +8,72 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from edgesplit.broadcast.remote import NotServing, api_key
 from edgesplit.cli.workspace import Workspace
 from edgesplit.errors import HostError, ServingError
+from edgesplit.hosts.host import Host
 
+UNAUTHORIZED = 401
 ANSWER_SECONDS = 330.0  # silence that is borne: the API itself gives a request up after 300 s without a token
 
 
-def stream(host: Any, space: Workspace, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The choices of a streamed answer. Raises ServingError."""
-    api, entry = space.plan.api, space.plan.entry
-    connection = http.client.HTTPConnection(api.address, api.port)
-    try:
-        connection.sock = host.dial(api.address, api.port)
+@dataclass
+class Api:
+    """The API of a deployment, behind its entry. A key is fetched over SSH where one is wanted; nobody types it."""
+
+    host: Host
+    space: Workspace
+    _key: str = ""
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The choices of a streamed answer. Raises ServingError."""
+        space, entry = self.space, self.space.plan.entry
+        try:
+            with self._post(path, body) as response:
+                if response.status != 200:
+                    raise _refused(space, response.status, response.read())
+                for line in response:
+                    data = line.decode().removeprefix("data: ").strip()
+                    if data and data != "[DONE]":
+                        yield _choice(json.loads(data), space)
+        except HostError as error:
+            hint = "\n".join(filter(None, [error.hint, f"if it is not deployed: edgesplit deploy {space.plan_file}"]))
+            raise ServingError(f"no API: {error.message}", hint) from error
+        except (OSError, http.client.HTTPException) as error:
+            hint = f"edgesplit status {space.plan_file} says why"
+            raise ServingError(f"the API of {entry} broke off: {error or type(error).__name__}", hint) from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise _stranger(space) from error
+
+    @contextmanager
+    def _post(self, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
+        for last in (False, True):
+            with closing(self._connection()) as connection:
+                login = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+                connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **login})
+                with connection.getresponse() as response:
+                    if response.status != UNAUTHORIZED or last:
+                        yield response
+                        return
+            self._key = self._fetched()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        api = self.space.plan.api
+        connection = http.client.HTTPConnection(api.address, api.port)
+        connection.sock = self.host.dial(api.address, api.port)
         connection.sock.settimeout(ANSWER_SECONDS)
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        with connection.getresponse() as response:
-            if response.status != 200:
-                raise _refused(space, response.status, response.read())
-            for line in response:
-                data = line.decode().removeprefix("data: ").strip()
-                if data and data != "[DONE]":
-                    yield _choice(json.loads(data), space)
-    except HostError as error:
-        hint = "\n".join(filter(None, [error.hint, f"if it is not deployed: edgesplit deploy {space.plan_file}"]))
-        raise ServingError(f"no API: {error.message}", hint) from error
-    except (OSError, http.client.HTTPException) as error:
-        hint = f"edgesplit status {space.plan_file} says why"
-        raise ServingError(f"the API of {entry} broke off: {error or type(error).__name__}", hint) from error
-    except (ValueError, LookupError, TypeError) as error:
-        raise _stranger(space) from error
-    finally:
-        connection.close()
+        return connection
+
+    def _fetched(self) -> str:
+        space, spec = self.space, self.space.inventory.hosts[self.host.name]
+        try:
+            return api_key(self.host, spec, f"{spec.work}/{space.plan.name}")
+        except NotServing as error:
+            raise _stranger(space) from error
 
 
 def _choice(event: dict[str, Any], space: Workspace) -> dict[str, Any]:

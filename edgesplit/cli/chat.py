@@ -9,8 +9,7 @@ import typer
 from edgesplit.cli.options import AcceptNew, Inventory, Plan
 
 if TYPE_CHECKING:
-    from edgesplit.cli.workspace import Workspace
-    from edgesplit.hosts.host import Host
+    from edgesplit.cli.asking import Api
 
 HELP = "an empty line or Ctrl-D ends the chat; /new forgets what was said"
 
@@ -28,6 +27,7 @@ def run(
     accept_new: AcceptNew = False,
 ) -> None:
     """Talk with the model; it remembers what was said."""
+    from edgesplit.cli.asking import Api
     from edgesplit.cli.render import talk
     from edgesplit.cli.workspace import Workspace
     from edgesplit.hosts.fanout import connect
@@ -38,12 +38,13 @@ def run(
     said = list(first)
     with connect(space.inventory, [space.plan.entry], accept_new=accept_new) as hosts:
         talk.print(f"{space.plan.name} on {space.plan.entry}; {HELP}", style="dim")
+        api = Api(hosts[space.plan.entry], space)
         while text := _line():
             if text == "/new":
                 said = list(first)
                 continue
             said.append({"role": "user", "content": text})
-            answer = _answer(hosts[space.plan.entry], space, {**body, "messages": said})
+            answer = _answer(api, {**body, "messages": said})
             said.append({"role": "assistant", "content": answer})
 
 
@@ -54,16 +55,15 @@ def _line() -> str:
         return ""
 
 
-def _answer(host: Host, space: Workspace, body: dict[str, Any]) -> str:
+def _answer(api: Api, body: dict[str, Any]) -> str:
     """Shown as it comes; how fast it came is told behind it."""
     import time
 
-    from edgesplit.cli.asking import stream
     from edgesplit.cli.render import talk
     from edgesplit.units import format_time
 
     start, times, text, tokens = time.monotonic(), [], "", 0
-    for choice in stream(host, space, "/v1/chat/completions", {**body, "stream": True, "return_token_ids": True}):
+    for choice in api.stream("/v1/chat/completions", {**body, "stream": True, "return_token_ids": True}):
         times.append(time.monotonic())
         piece = choice["delta"].get("content") or ""
         tokens = len(choice.get("token_ids", ())) or tokens

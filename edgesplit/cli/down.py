@@ -9,7 +9,7 @@ def run(
     plan: Plan, inventory: Inventory = None, yes: Yes = False, accept_new: AcceptNew = False, as_json: Json = False
 ) -> None:
     """Stop the runners and remove every trace of the deployment from all hosts."""
-    from edgesplit.broadcast.push import signature
+    from edgesplit.broadcast.note import signature
     from edgesplit.broadcast.teardown import take_down
     from edgesplit.cli.render import ask, print_json, talk
     from edgesplit.cli.workspace import Workspace

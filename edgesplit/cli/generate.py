@@ -24,7 +24,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Generate text through the split."""
-    from edgesplit.cli.asking import stream
+    from edgesplit.cli.asking import Api
     from edgesplit.cli.render import print_json, talk
     from edgesplit.cli.workspace import Workspace
     from edgesplit.errors import ServingError
@@ -39,7 +39,7 @@ def run(
     asked: list[int] = []
     text, end = "", None
     with connect(space.inventory, [space.plan.entry], accept_new=accept_new) as hosts:
-        for choice in stream(hosts[space.plan.entry], space, path, body):
+        for choice in Api(hosts[space.plan.entry], space).stream(path, body):
             piece = choice["delta"]["content"] if chat else choice["text"]
             text += piece
             end = choice["finish_reason"] or end

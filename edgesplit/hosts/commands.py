@@ -94,6 +94,15 @@ def read_if_there(file: str) -> Command:
     return Command(f"read {file}", f"if [ -e {path(file)} ]; then cat {path(file)}; fi")
 
 
+def notes(folder: str) -> Command:
+    """Of each file in a folder one line: its name, and the one line that it holds. Nothing without the folder."""
+    return Command(
+        f"read the notes in {folder}",
+        f"if cd {path(folder)} 2>/dev/null; then for f in *; do "
+        '[ -f "$f" ] || continue; printf \'%s %s\\n\' "$f" "$(head -n 1 "$f")"; done; fi',
+    )
+
+
 def free_space(folder: str) -> Command:
     """Free bytes of the file system that `folder` is or will be on (its nearest existing parent)."""
     return Command(

@@ -27,11 +27,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from .answers import Answer, Choice
+from .apikeys import Keys
+from .callers import Guard, Hearing
 from .embeddings import CUT_SHORT, encode, read_input, reply
 from .entry import Entry, Overloaded, Request
 from .front import Front
 from .metrics import Meter, Observed
 from .sampling import Scored
+from .seldom import Seldom
 from .wishes import MAX_CHOICES, BadRequest, read_wish, several
 from .worker import Worker
 
@@ -62,10 +65,10 @@ _FAILED = {  # why a sequence ended that gave no answer
 class Api:
     """`front` may be exchanged at any time; a request is answered with the one it began with."""
 
-    def __init__(self, front: Front, entry: Entry, worker: Worker, deployment: str) -> None:
+    def __init__(self, front: Front, entry: Entry, worker: Worker, deployment: str, keys: Keys) -> None:
         self.front = front
         self.place = (front.service.address, front.service.port)
-        self._entry, self._worker, self._deployment = entry, worker, deployment
+        self._entry, self._worker, self._deployment, self._keys = entry, worker, deployment, keys
         self._meter = Meter(entry.report)
         entry.turned = self._meter.turned
         self._server: uvicorn.Server | None = None
@@ -83,8 +86,10 @@ class Api:
             Route("/metrics", self._metrics),
         ]
         handlers: Any = {BadRequest: self._bad, Overloaded: self._overloaded, Failed: self._failed}
-        app = Starlette(routes=routes, exception_handlers=handlers)
-        config = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False, timeout_graceful_shutdown=GRACE)
+        app, grumble = Starlette(routes=routes, exception_handlers=handlers), Seldom()
+        self._guard = Guard(app, self._keys, private=self.front.service.private, grumble=grumble)
+        more: Any = {"http": Hearing(grumble).protocol, "ws": "none", "log_config": None, "access_log": False}
+        config = uvicorn.Config(self._guard, lifespan="off", timeout_graceful_shutdown=GRACE, **more)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([sock],), name="api", daemon=True)
         self._thread.start()
@@ -118,16 +123,20 @@ class Api:
         model = {"id": self.front.service.model, "object": "model", "created": 0, "owned_by": self._deployment}
         return JSONResponse({"object": "list", "data": [model]})
 
-    async def _health(self, _: HttpRequest) -> Response:
+    async def _health(self, http: HttpRequest) -> Response:
+        status, report = await self._state()
+        told = {} if self._guard.refusal(http.scope) else report
+        return JSONResponse({"status": status, **told}, 200 if status == "ok" else 503)
+
+    async def _state(self) -> tuple[str, dict[str, Any]]:
+        """In a word, and in figures."""
         try:  # through the worker: one that is stuck is not healthy
             report = await asyncio.wait_for(asyncio.wrap_future(self._worker.call(self._entry.report)), HEALTHY)
         except asyncio.TimeoutError:
-            return JSONResponse({"status": "stuck", **self._entry.report(), "serving": False}, 503)
+            return "stuck", {**self._entry.report(), "serving": False}
         if not report["serving"]:
-            status = "waiting"
-        else:
-            status = "stalled" if report["running"] and (report["idle_s"] or 0) > STALLED else "ok"
-        return JSONResponse({"status": status, **report}, 200 if status == "ok" else 503)
+            return "waiting", report
+        return "stalled" if report["running"] and (report["idle_s"] or 0) > STALLED else "ok", report
 
     async def _completions(self, http: HttpRequest) -> Response:
         body, front = await _body(http), self.front

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from .api import Api
+from .apikeys import Keys
 from .entry import Entry
 from .front import Front
 from .link import Call, Identity, Listener, Sender, connect
@@ -57,6 +58,7 @@ class Core:
         self._port: tuple[str, int] | None = None
         self._entry: Entry | None = None
         self._api: Api | None = None
+        self._keys = Keys(store.folder)
         self._fronts: dict[int, Front] = {}
         self._serving: int | None = None
         self._trials: dict[int, Future[int]] = {}
@@ -162,6 +164,10 @@ class Core:
             "cpu_s": time.process_time(),
             "threads": torch.get_num_threads(),
         }
+
+    def key(self) -> dict[str, Any]:
+        """A key to the API, for whoever may open the control socket; it is kept nowhere else."""
+        return {"key": self._keys.own}
 
     def close(self) -> None:
         """Tell the neighbours and end; a forward that takes long is not waited for."""
@@ -296,6 +302,8 @@ class Core:
         service = manifest.service
         if self._api is not None and self._api.place != (service.address, service.port):
             raise CoreError(f"the API listens on port {self._api.place[1]}; take it down to move it")
+        if not service.private and not self._keys.wanted:
+            raise CoreError(f"the API would listen on {service.address} for anybody, as there is no API key")
         try:
             front = Front.load(service, self.store.lay_out_files(manifest), trusted=manifest.trust_remote_code)
         except (OSError, ValueError) as error:
@@ -303,7 +311,7 @@ class Core:
         if self._entry is None:
             self._entry = Entry(self._worker)
         if self._api is None:
-            api = Api(front, self._entry, self._worker, manifest.deployment)
+            api = Api(front, self._entry, self._worker, manifest.deployment, self._keys)
             try:
                 api.open()
             except OSError as error:

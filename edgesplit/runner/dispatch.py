@@ -1,4 +1,4 @@
-"""From a control message to the core's answer: signed commands one at a time, `status` at any time.
+"""From a control message to the core's answer: signed commands one at a time, `status` and `key` at any time.
 
 Every command that is honoured or refused leaves a dated line in the host's audit log. The keys of sealed shards come
 beside the envelope, and are kept nowhere but in memory.
@@ -32,6 +32,7 @@ class Commanded(Protocol):
     def commit(self, epoch: int, record: str) -> dict[str, Any]: ...
     def retire(self, epoch: int) -> dict[str, Any]: ...
     def status(self) -> dict[str, Any]: ...
+    def key(self) -> dict[str, Any]: ...
 
 
 class Dispatch:
@@ -47,6 +48,8 @@ class Dispatch:
         try:
             if message.get("verb") == "status":
                 return {"ok": {**self._core.status(), "serial": self._gate.serial}}
+            if message.get("verb") == "key":
+                return {"ok": self._core.key()}
             with self._one:
                 return {"ok": self._obey(message)}
         except Refused as error:

@@ -7,6 +7,7 @@ Must not know: keys, sockets, files.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -52,6 +53,16 @@ class Service:
     prefill_chunk: int
     decode_batch: int
     deadline: int = 0  # seconds a request may take; 0: as long as it likes
+
+    @property
+    def private(self) -> bool:
+        """Does the API listen where only its own host reaches it?"""
+        if self.address == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.address).is_loopback
+        except ValueError:
+            return False
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.broadcast.push import look, push, signature
+from edgesplit.broadcast.note import signature
+from edgesplit.broadcast.push import look, push
 from edgesplit.broadcast.remote import present
 from edgesplit.broadcast.teardown import take_down
 from edgesplit.cli.render import Quiet

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from conftest import Sshd, SshdFarm, SshKeys, free_port
 from models import make_checkpoint
+from openai import AuthenticationError, OpenAI
 from profiles import NAMES
 
 pytestmark = pytest.mark.fleet
@@ -84,6 +85,7 @@ def test_profile_plan_deploy_generate_status_down_over_ssh(tmp_path: Path, sshd:
         status = json.loads(edgesplit("status", plan, "--json").stdout)
         assert status["serving"]
         assert all(stage["state"] == "serving" for stage in status["stages"])
+        ask_with_keys(plan)
         again = edgesplit("deploy", plan, "--yes", "--json")
         assert not json.loads(again.stdout)["changed"]
         assert "nothing to do" in again.stderr
@@ -93,6 +95,30 @@ def test_profile_plan_deploy_generate_status_down_over_ssh(tmp_path: Path, sshd:
         edgesplit("down", plan, "--yes")
     assert not (tmp_path / "work" / "desk").exists()
     assert "does not serve" in edgesplit("status", plan, status=8).stderr
+
+
+def ask_with_keys(plan: Path) -> None:
+    """From the first key on clients need one; edgesplit itself comes by SSH, and nobody types any."""
+    port = yaml.safe_load(plan.read_text())["api"]["port"]
+    key = edgesplit("keys", "add", plan, "phone").stdout.strip()
+    with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key) as client:
+        assert client.completions.create(model="job", prompt="Hello", max_tokens=3).usage
+    assert refused(port, "es-wrong")
+    assert json.loads(edgesplit("generate", plan, "Hello", "-n", "3", "--json").stdout)["text"]
+    assert [known["name"] for known in json.loads(edgesplit("keys", "list", plan, "--json").stdout)["keys"]] == [
+        "phone"
+    ]
+    edgesplit("keys", "revoke", plan, "phone")
+    assert refused(port, key)
+
+
+def refused(port: int, key: str) -> bool:
+    with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key) as client:
+        try:
+            client.models.list()
+        except AuthenticationError as error:
+            return "not known here" in str(error)
+    return False
 
 
 def held_blocks(folder: Path) -> set[str]:

@@ -59,6 +59,9 @@ class Recorder:
     def status(self) -> dict[str, Any]:
         return {"well": True}
 
+    def key(self) -> dict[str, Any]:
+        return {"key": "es-own"}
+
 
 class Desk:
     def __init__(self, folder: Path) -> None:
@@ -126,6 +129,11 @@ def test_what_is_not_signed_is_refused(desk: Desk, message: dict[str, Any]) -> N
 
 def test_an_unknown_verb_is_refused(desk: Desk) -> None:
     assert desk.say("explode")["error"] == "refused: no command is called 'explode'"
+
+
+def test_whoever_may_open_the_socket_gets_a_key_that_no_trail_shows(desk: Desk) -> None:
+    assert desk.dispatch.handle({"verb": "key"}) == {"ok": {"key": "es-own"}}
+    assert not desk.audit.exists()
 
 
 def test_a_failure_is_answered_and_noted_in_one_line(desk: Desk) -> None:
