@@ -6,28 +6,27 @@ Must not know: why this split (revision), how a host is reached (hosts), how pro
 from __future__ import annotations
 
 import contextlib
-import itertools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
 
 from edgesplit.broadcast.access import check_closed
 from edgesplit.broadcast.authority import Secrets, command_key, shard_key
-from edgesplit.broadcast.cargo import KEPT, Cargo, split_of
+from edgesplit.broadcast.cargo import KEPT, Cargo
 from edgesplit.broadcast.keyring import host_keys, secrets_of
 from edgesplit.broadcast.note import now, signature
-from edgesplit.broadcast.remote import PYTHON_HINT, NotServing, ask, manifest, no_python, present, status
+from edgesplit.broadcast.remote import PYTHON_HINT, NotServing, no_python, status
+from edgesplit.broadcast.scene import Scene
 from edgesplit.broadcast.ship import Shipment
-from edgesplit.broadcast.signing import NOTHING, Signer
-from edgesplit.broadcast.transition import Phase, Presence, Step, transition
+from edgesplit.broadcast.signing import NOTHING
+from edgesplit.broadcast.transition import Phase, Step, transition
+from edgesplit.broadcast.words import Words
 from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, FleetError, HostError, MovedError, Unreachable
 from edgesplit.hosts import commands
 from edgesplit.hosts.fanout import each, survey
 from edgesplit.hosts.host import Host
-from edgesplit.runner.manifest import Manifest
 from edgesplit.split import Split
 from edgesplit.units import format_size
 
@@ -50,56 +49,6 @@ class Progress(Protocol):
     def end(self, step: Step) -> None: ...
 
     def undo(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What was found before anything is changed."""
-
-    presences: Mapping[str, Presence]
-    manifest: Manifest | None  # of the epoch that the entry serves, if it does
-    broken: str  # why the running ring is broken; "" when it is not, or there is none
-    serial: int  # the newest that any runner has honoured
-
-    @cached_property
-    def running(self) -> Split | None:
-        return None if self.manifest is None else split_of(self.manifest)
-
-    @property
-    def next_epoch(self) -> int:
-        held = [epoch for presence in self.presences.values() for epoch in presence.epochs or ()]
-        return max([*held, self.running.epoch if self.running else 0]) + 1
-
-
-def look(cargo: Cargo, hosts: Mapping[str, Host]) -> Scene:
-    """Ask every host what it has. Raises HostError, FleetError, MovedError."""
-    reports = each(hosts, lambda host: present(host, cargo.folder(host.name), cargo.inventory.hosts[host.name]))
-    for name, (presence, state) in reports.items():
-        archive = cargo.archive.name
-        if state is not None and archive not in presence.objects:
-            hint = "take the deployment down (edgesplit down), then deploy it again"
-            raise MovedError(f"{name}: a runner of another version of edgesplit is running", hint)
-    entry = reports.get(cargo.plan.entry)
-    kept, broken = None, ""
-    if entry is not None and entry[1] is not None and entry[1].get("serving") is not None:
-        kept = manifest(hosts[cargo.plan.entry], cargo.folder(cargo.plan.entry))
-        broken = str(entry[1]["epochs"].get(str(entry[1]["serving"]), {}).get("reason", ""))
-    serial = max((int(state["serial"]) for _, state in reports.values() if state is not None), default=0)
-    return Scene({name: presence for name, (presence, _) in reports.items()}, kept, broken, serial)
-
-
-def served(host: Host, folder: str) -> Split | None:
-    """The split of the manifest a host keeps."""
-    found = manifest(host, folder)
-    return None if found is None else split_of(found)
-
-
-def settled(cargo: Cargo, scene: Scene, target: Split) -> bool:
-    """Is this very split of these very weights serving already, as the plan wishes, on runners that are all there?"""
-    running, kept = scene.running, scene.manifest
-    if running is None or kept is None or scene.broken or not running.same_stages(target) or not cargo.matches(kept):
-        return False
-    return all(running.epoch in (scene.presences[host].epochs or ()) for host in running.hosts)
 
 
 @dataclass(frozen=True)
@@ -164,7 +113,7 @@ class _Act:
     prepared: bool = False
     secrets: Secrets | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
-    count: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    words: Words | None = None
 
     def carry_out(self, phase: Phase, steps: Sequence[Step]) -> None:
         """One phase on all its hosts at once."""
@@ -316,6 +265,7 @@ class _Act:
         """The deployment's secrets from the entry host, made there on the first day; a key pair for each host."""
         entry, today = self.hosts[self.cargo.plan.entry], now()
         secrets = self.secrets = secrets_of(self.cargo.name, entry, self._folder(entry), today)
+        self.words = Words(self.cargo, command_key(secrets), self.scene)
 
         def keys(host: Host) -> str:
             running = self.scene.presences[host.name].epochs is not None
@@ -328,17 +278,9 @@ class _Act:
         assert self.secrets is not None  # noqa: S101 - they come with SHIP, before any shard and any word
         return self.secrets
 
-    # --- words to the runners ---
-
-    def _say(
-        self, host: Host, verb: str, seconds: float, beside: Mapping[str, Any] = NOTHING, **fields: Any
-    ) -> dict[str, Any]:
-        # the clock makes serials rise; a controller whose clock lags goes on from what the runners have seen
-        serial = max(time.time_ns(), self.scene.serial + next(self.count))
-        signer = Signer(self.cargo.name, command_key(self._known))
-        envelope = signer.seal(verb, serial, beside, **{"epoch": self.target.epoch, **fields})
-        spec = self.cargo.inventory.hosts[host.name]
-        return ask(host, spec, self._folder(host), self.cargo.archive.name, envelope, seconds)
+    def _say(self, host: Host, verb: str, seconds: float, beside: Mapping[str, Any] = NOTHING, **fields: Any) -> None:
+        assert self.words is not None  # noqa: S101 - they come with the keys
+        self.words.say(host, verb, seconds, beside, **{"epoch": self.target.epoch, **fields})
 
     def _folder(self, host: Host) -> str:
         return self.cargo.folder(host.name)

@@ -32,7 +32,8 @@ def run(
     import time
 
     from edgesplit.broadcast.forecast import shipping
-    from edgesplit.broadcast.push import look, push, settled
+    from edgesplit.broadcast.push import push
+    from edgesplit.broadcast.scene import look, settled
     from edgesplit.broadcast.transition import transition
     from edgesplit.cli.render import ask, bars, talk
     from edgesplit.cli.workspace import Workspace

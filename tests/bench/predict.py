@@ -26,8 +26,9 @@ from rich.table import Table
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.note import signature
-from edgesplit.broadcast.push import look, push
+from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import present
+from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down
 from edgesplit.cli.render import Quiet
 from edgesplit.fleet import Fleet

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from deployments import Deployment, deployment, unsplit
 
-from edgesplit.broadcast.push import look, push
+from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import status
+from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import break_locks
 from edgesplit.broadcast.transition import Phase, Step
 from edgesplit.cli.render import Quiet

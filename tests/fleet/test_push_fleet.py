@@ -12,8 +12,9 @@ import pytest
 from deployments import Deployment, deployment
 from models import make_checkpoint
 
-from edgesplit.broadcast.push import look, push, settled
+from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import ask
+from edgesplit.broadcast.scene import look, settled
 from edgesplit.broadcast.transition import Phase, Step
 from edgesplit.cli.render import Quiet
 from edgesplit.errors import DeployError, HostError, MovedError, Unreachable
@@ -98,7 +99,7 @@ def test_a_commit_whose_answer_is_lost_is_asked_for_not_undone(tmp_path: Path, m
 
     with deployment(tmp_path) as made:
         made.push(*FIRST)
-        monkeypatch.setattr("edgesplit.broadcast.push.ask", deaf)
+        monkeypatch.setattr("edgesplit.broadcast.words.ask", deaf)
         assert made.push(*SECOND).epoch == 2
         assert lost == ["desk"]
         assert settled(made.cargo, look(made.cargo, made.hosts), split_from_placement(SECOND))

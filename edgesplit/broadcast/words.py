@@ -1,0 +1,37 @@
+"""Signed commands to the runners of a deployment, and their answers.
+
+Must not know: why something is said, and when.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from edgesplit.broadcast.cargo import Cargo
+from edgesplit.broadcast.remote import ask
+from edgesplit.broadcast.scene import Scene
+from edgesplit.broadcast.signing import NOTHING, Signer
+from edgesplit.hosts.host import Host
+
+
+class Words:
+    """Said from several threads. `scene` tells what the runners have seen so far."""
+
+    def __init__(self, cargo: Cargo, key: Ed25519PrivateKey, scene: Scene) -> None:
+        self._cargo, self._signer, self._scene = cargo, Signer(cargo.name, key), scene
+        self._count = itertools.count(1)
+
+    def say(
+        self, host: Host, verb: str, seconds: float, beside: Mapping[str, Any] = NOTHING, **fields: Any
+    ) -> dict[str, Any]:
+        """The runner gets `seconds` to answer. Raises HostError with its own words, NotServing."""
+        # the clock makes serials rise; a controller whose clock lags goes on from what the runners have seen
+        serial = max(time.time_ns(), self._scene.serial + next(self._count))
+        envelope = self._signer.seal(verb, serial, beside, **fields)
+        spec, folder = self._cargo.inventory.hosts[host.name], self._cargo.folder(host.name)
+        return ask(host, spec, folder, self._cargo.archive.name, envelope, seconds)
