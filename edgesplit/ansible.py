@@ -201,7 +201,7 @@ def _spec(name: str, loc: Loc, given: Mapping[str, Var], reading: Reading) -> di
         if var_name.startswith(OWN):
             put(var_name.removeprefix(OWN), var)
     steps: tuple[Callable[[], None], ...] = (
-        lambda: _interpreter(given, put),
+        lambda: _interpreter(here, given, spec, reading),
         lambda: _connection(name, here, given, spec, reading),
         lambda: _passwords(given),
     )
@@ -227,10 +227,13 @@ def _text(var: Var) -> Any:
     return var.value
 
 
-def _interpreter(given: Mapping[str, Var], put: Callable[[str, Var], None]) -> None:
+def _interpreter(here: Loc, given: Mapping[str, Var], spec: dict[str, Any], reading: Reading) -> None:
+    """Ansible's has no packages of ours, as a rule: it is what an environment is made from."""
     var = given.get("ansible_python_interpreter")
-    if var is not None and f"{OWN}python" not in given and not str(_text(var)).startswith("auto"):
-        put("python", var)
+    if var is not None and "packages" not in spec and not str(_text(var)).startswith("auto"):
+        spec["packages"] = {"python": var.value}
+        for loc in ((*here, "packages"), (*here, "packages", "python")):
+            reading.lay(loc, None, var.loc)
 
 
 def _passwords(given: Mapping[str, Var]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from edgesplit import ansible
+from edgesplit import ansible, packages
 from edgesplit.document import load
 from edgesplit.values import Name, Port, Size, Value
 
@@ -52,6 +52,29 @@ class DataPlane(Value):
     port: Port = DATA_PORT
 
 
+def _address(text: str) -> str:
+    if not text.isprintable() or " " in text or "://" not in text:
+        raise ValueError("expected an address such as https://...")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class Packages(Value):
+    """How a host without a `python` of its own gets one with the runner's packages. What is left out: as pip is
+    configured there."""
+
+    python: str | None = None  # what the environment is made from; None: the first of python3, python3.14 ... 3.10
+    index: Address | None = None  # in place of the one that pip would ask
+    extra_index: Address | None = None  # asked too, such as one of torch for CPUs, or for another CUDA
+    wheels: str | None = None  # a folder here: the host is sent its packages from it, and asks no index
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(f"{name}={value}" for name, value in self if value is not None)
+
+
 class HostSpec(Value):
     """One machine. Every field has a default but the ssh target of an ssh host."""
 
@@ -61,7 +84,8 @@ class HostSpec(Value):
     memory: Size | None = None  # cap on weights + KV cache + workspace; None: what is free
     cores: Annotated[int, Field(ge=1)] | None = None  # cap on the runner's threads; None: what the host gives
     data: DataPlane = DataPlane()
-    python: str | None = None  # None: python3 of an ssh host, this very interpreter for a local one
+    python: str | None = None  # None: an environment made for it; of a local host, this very interpreter
+    packages: Packages = Packages()
     work: str = "~/.edgesplit"
     labels: dict[str, str] = Field(default_factory=dict)
 
@@ -88,7 +112,19 @@ class HostSpec(Value):
     @property
     def interpreter(self) -> str:
         """The Python that runs the runner; it has the runner's packages."""
-        return self.python or ("python3" if self.connection == "ssh" else sys.executable)
+        return self.python or (f"{self.environment}/bin/python" if self.environment else sys.executable)
+
+    @property
+    def environments(self) -> str:
+        """The folder of all environments that were made below `work`. No deployment can be called so."""
+        return f"{self.work}/.python"
+
+    @property
+    def environment(self) -> str | None:
+        """The one that is made for this host; None where it needs none."""
+        if self.python is not None or self.connection == "local":
+            return None
+        return f"{self.environments}/{packages.key(self.packages.sources)}"
 
     @property
     def data_address(self) -> str:

@@ -1,4 +1,5 @@
-"""The runner as one file: a zip of edgesplit/runner that Python runs as it is, named by its content.
+"""What runs on a host as one file: a zip that Python runs as it is, named by its content. The runner, edgesplit/runner;
+and what installs its packages, edgesplit/installer with this machine's pip.
 
 Must not know: where it goes.
 """
@@ -11,10 +12,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-_START = "import sys\nfrom runner.__main__ import main\nsys.exit(main())\n"
+_START = "import sys\nfrom {module} import main\nsys.exit(main())\n"
 _CODE = "runner/code"  # where runner/measure.py looks for it
+_HERE = Path(__file__).parent.parent
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's own; a fixed time makes equal sources equal archives
 
 
@@ -27,17 +30,33 @@ class Archive:
 
 @cache
 def runner_archive() -> Archive:
-    folder = Path(__file__).parent.parent / "runner"
+    folder = _HERE / "runner"
+    sources = {f"runner/{source.name}": source.read_bytes() for source in sorted(folder.glob("*.py"))}
+    return _pack("runner", "runner.__main__", sources)
+
+
+@cache
+def installer_archive() -> Archive:
+    spec = find_spec("pip")
+    assert spec is not None  # noqa: S101 - it is one of our requirements
+    assert spec.origin is not None  # noqa: S101
+    pip = Path(spec.origin).parent
+    files = (file for file in sorted(pip.rglob("*")) if file.is_file() and file.suffix != ".pyc")
+    sources = {f"pip/{file.relative_to(pip).as_posix()}": file.read_bytes() for file in files}
+    return _pack("installer", "build", {"build.py": (_HERE / "installer" / "build.py").read_bytes(), **sources})
+
+
+def _pack(name: str, module: str, sources: Mapping[str, bytes]) -> Archive:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo("__main__.py", _EPOCH), _START)
-        for source in sorted(folder.glob("*.py")):
-            entry = zipfile.ZipInfo(f"runner/{source.name}", _EPOCH)
+        archive.writestr(zipfile.ZipInfo("__main__.py", _EPOCH), _START.format(module=module))
+        for path, source in sources.items():
+            entry = zipfile.ZipInfo(path, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, source.read_bytes())
+            archive.writestr(entry, source)
     data = buffer.getvalue()
     sha = hashlib.sha256(data).hexdigest()
-    return Archive(f"runner-{sha[:12]}.pyz", sha, data)
+    return Archive(f"{name}-{sha[:12]}.pyz", sha, data)
 
 
 def with_code(archive: Archive, code: Mapping[str, bytes]) -> bytes:

@@ -10,18 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 from edgesplit.broadcast.access import check_closed
 from edgesplit.broadcast.authority import Secrets, command_key, shard_key
 from edgesplit.broadcast.cargo import KEPT, Cargo
+from edgesplit.broadcast.environment import ensure
 from edgesplit.broadcast.keyring import host_keys, secrets_of
 from edgesplit.broadcast.note import now, signature
 from edgesplit.broadcast.remote import PYTHON_HINT, NotServing, no_python, status
 from edgesplit.broadcast.scene import Scene
 from edgesplit.broadcast.ship import Shipment
 from edgesplit.broadcast.signing import NOTHING
-from edgesplit.broadcast.transition import Phase, Step, transition
+from edgesplit.broadcast.transition import Phase, Progress, Step, transition
 from edgesplit.broadcast.words import Words
 from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, FleetError, HostError, MovedError, Unreachable
 from edgesplit.hosts import commands
@@ -37,18 +38,6 @@ TRIAL_SECONDS = 60.0
 KEEP_SECONDS = 86400.0  # weights that fell out of use stay a day: whoever left because of trouble may come back
 AS_BEFORE = "the hosts are as they were"
 CUT_OFF = "what serves is as it was; the next deploy sends only the rest (edgesplit down removes what has arrived)"
-
-
-class Progress(Protocol):
-    """Told what happens, from several threads."""
-
-    def begin(self, step: Step) -> None: ...
-
-    def sent(self, step: Step, size: int) -> None: ...
-
-    def end(self, step: Step) -> None: ...
-
-    def undo(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -126,6 +115,7 @@ class _Act:
             self.prepared = True
         handlers: dict[Phase, Callable[[Host, Step], object]] = {
             Phase.LOCK: self._lock,
+            Phase.INSTALL: self._install,
             Phase.SHIP: self._ship,
             Phase.START: self._start,
             Phase.PREPARE: self._prepare,
@@ -169,6 +159,10 @@ class _Act:
             raise MovedError(f"{host.name} is locked by {who}", commands.LOCK_HINT) from error
         self.locked.add(host.name)
         host.run(commands.audit(self._folder(host), f"epoch {self.target.epoch}: {note}"))
+
+    def _install(self, host: Host, step: Step) -> None:
+        """It stays whatever becomes of this push: other deployments share it."""
+        ensure(host, self.cargo.inventory.hosts[host.name], partial(self.progress.note, step))
 
     def _room(self, host: Host, size: int) -> None:
         """Is there room for what will be sent? Where it is short, what is of no use any more makes way."""

@@ -15,6 +15,7 @@ from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, HostErr
 from edgesplit.hosts import commands
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import HostSpec
+from edgesplit.packages import wanted
 from edgesplit.runner.manifest import Manifest, ManifestError, parse
 
 _STATUS = b'{"verb": "status"}'
@@ -85,14 +86,24 @@ def present(host: Host, folder: str, spec: HostSpec) -> tuple[Presence, dict[str
     """What is in the deployment's folder, and its runner's status (None when none answers)."""
     there, files, parts = look_into(host, folder)
     archive = _archive(files)
-    state = None
-    if archive is not None and "runner.pid" in files:
+    state, lacking = None, lacks(host, spec)
+    if archive is not None and "runner.pid" in files and not lacking:
         try:
             state = status(host, spec, folder, archive)
         except NotServing:
             state = None
     epochs = None if state is None else tuple(int(epoch) for epoch in state["epochs"])
-    return Presence(there, files, epochs, "keys/ca.pem" in files, parts), state
+    return Presence(there, files, epochs, "keys/ca.pem" in files, parts, lacking), state
+
+
+def lacks(host: Host, spec: HostSpec) -> str:
+    """What must be installed before this host can run anything of ours, in words; "" if nothing."""
+    if spec.environment is None or host.run(commands.environment_there(spec.environment)).strip() == "yes":
+        return ""
+    names = ", ".join(f"{package.name} {package.release}" for package in wanted())
+    ours = spec.packages
+    source = f"wheels in {ours.wheels}" if ours.wheels else ours.index or "its package index"
+    return f"{names} from {source} into {spec.environment}"
 
 
 def look_into(host: Host, folder: str) -> tuple[bool, frozenset[str], dict[str, int]]:

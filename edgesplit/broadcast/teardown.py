@@ -46,6 +46,18 @@ def take_down(
     return there, {**errors, **more}
 
 
+def remove_environments(inventory: Inventory, hosts: Mapping[str, Host]) -> tuple[dict[str, str], dict[str, HostError]]:
+    """(host -> the deployments for which its environments stay, host -> why they could not be removed)."""
+
+    def remove(host: Host) -> str:
+        spec = inventory.hosts[host.name]
+        left = host.run(commands.remove_environments(spec.work, spec.environments), timeout=300)
+        host.run(commands.remove_empty(spec.work))
+        return ", ".join(left.split())
+
+    return survey(hosts, remove)
+
+
 def break_locks(name: str, inventory: Inventory, hosts: Mapping[str, Host]) -> dict[str, str]:
     """Remove the deployment's lock wherever it is; host -> the note it held.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 from edgesplit.model.blocks import name_blocks
 from edgesplit.split import Split
@@ -20,6 +21,7 @@ class Phase(str, Enum):
     """In this order. Until COMMIT everything can be undone; COMMIT on the entry host is the moment of change."""
 
     LOCK = "lock"
+    INSTALL = "install"
     SHIP = "ship"
     START = "start"
     PREPARE = "prepare"
@@ -36,13 +38,14 @@ class Phase(str, Enum):
 class Presence:
     """What a host has of this deployment. `objects`: the files in its folder, by path; weights and side files are named
     by content. `epochs`: what its runner holds, None when no runner answers. `parts`: how many bytes are there of files
-    that did not arrive whole."""
+    that did not arrive whole. `lacks`: what must be installed before its runner can run, in words; "" if nothing."""
 
     folder: bool
     objects: frozenset[str]
     epochs: tuple[int, ...] | None
     keys: bool = False
     parts: Mapping[str, int] = field(default_factory=dict)
+    lacks: str = ""
 
     def missing(self, need: Need) -> dict[str, int]:
         """Path -> bytes that are still to be sent of it."""
@@ -75,6 +78,20 @@ class Step:
         return f"{self.phase.value:8} {self.host}: {self.detail}"
 
 
+class Progress(Protocol):
+    """Told what happens, from several threads."""
+
+    def begin(self, step: Step) -> None: ...
+
+    def sent(self, step: Step, size: int) -> None: ...
+
+    def note(self, step: Step, text: str) -> None: ...
+
+    def end(self, step: Step) -> None: ...
+
+    def undo(self) -> None: ...
+
+
 def transition(
     running: Split | None, target: Split, presences: Mapping[str, Presence], needs: Mapping[str, Need]
 ) -> tuple[Step, ...]:
@@ -89,6 +106,8 @@ def transition(
         steps.extend(Step(phase, host, epoch, detail=detail) for host in hosts)
 
     add(Phase.LOCK, affected, "take the lock")
+    bare = [host for host in target.hosts if presences[host].lacks]
+    steps.extend(Step(Phase.INSTALL, host, epoch, detail=f"install {presences[host].lacks}") for host in bare)
     steps.extend(_ship(host, epoch, presences[host], needs[host]) for host in target.hosts)
     add(Phase.START, [host for host in target.hosts if presences[host].epochs is None], "start the runner")
     steps.extend(Step(Phase.PREPARE, host, epoch, detail=_blocks(target, host)) for host in target.hosts)

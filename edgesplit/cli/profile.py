@@ -66,9 +66,7 @@ def _measure(space: Workspace, *, accept_new: bool) -> Fleet:
         connect(space.inventory, accept_new=accept_new) as hosts,
         talk.status(f"measuring {len(space.inventory.hosts)} hosts ...") as status,
     ):
-        return profile(
-            hosts, space.plan, space.inventory, checkpoint, time.time(), lambda what: status.update(f"measured {what}")
-        )
+        return profile(hosts, space.plan, space.inventory, checkpoint, time.time(), status.update)
 
 
 def _show(fleet: Fleet, chain: Chain) -> None:

@@ -75,13 +75,22 @@ class Bars:
     def begin(self, step: Step) -> None:
         if step.phase is Phase.SHIP and step.size:
             with self._lock:
-                self._tasks[step.host] = self._progress.add_task(step.host, total=step.size)
+                self._tasks[step.host] = self._progress.add_task(f"send to {step.host}", total=step.size)
+
+    def note(self, step: Step, text: str) -> None:
+        with self._lock:
+            if step.host not in self._tasks:
+                self._tasks[step.host] = self._progress.add_task(step.host, total=None)
+            self._progress.update(self._tasks[step.host], description=f"{step.host}: {text}")
 
     def sent(self, step: Step, size: int) -> None:
         with self._lock:
             self._progress.advance(self._tasks[step.host], size)
 
     def end(self, step: Step) -> None:
+        with self._lock:
+            if step.phase is Phase.INSTALL and step.host in self._tasks:
+                self._progress.remove_task(self._tasks.pop(step.host))
         if step.phase not in (Phase.LOCK, Phase.UNLOCK):
             self._progress.console.print(f"  {step}", style="dim")
 
@@ -91,7 +100,7 @@ class Bars:
 
 @contextmanager
 def bars() -> Iterator[Bars]:
-    columns = (TextColumn("  send to {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=talk, transient=True) as progress:
         yield Bars(progress)
 
@@ -102,6 +111,8 @@ class Quiet:
     def begin(self, step: Step) -> None: ...
 
     def sent(self, step: Step, size: int) -> None: ...
+
+    def note(self, step: Step, text: str) -> None: ...
 
     def end(self, step: Step) -> None: ...
 

@@ -171,6 +171,54 @@ def python_version(python: str) -> Command:
     return Command(f"run {python}", f"{path(python)} -c {shlex.quote(script)}")
 
 
+_NEWEST, _OLDEST = 14, 10  # minors of Python 3 that are looked for beside python3
+_MARKS = """
+import json, os, platform, sys
+print(json.dumps({
+    "os_name": os.name, "sys_platform": sys.platform, "platform_machine": platform.machine(),
+    "platform_system": platform.system(), "platform_release": platform.release(),
+    "platform_version": platform.version(), "platform_python_implementation": platform.python_implementation(),
+    "implementation_name": sys.implementation.name, "implementation_version": platform.python_version(),
+    "python_version": "%d.%d" % sys.version_info[:2], "python_full_version": platform.python_version(),
+    "libc": " ".join(platform.libc_ver()), "executable": sys.executable,
+    "gpu": any(map(os.path.exists, ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/kfd")))}))
+"""
+
+
+def find_python(named: str | None) -> Command:
+    """What there is to make an environment from, as JSON: what PEP 508 calls its marks, and a little more. The Python
+    that was named, or the first that is new enough."""
+    names = [named] if named else ["python3", *(f"python3.{minor}" for minor in range(_NEWEST, _OLDEST - 1, -1))]
+    ask = f"import sys; sys.exit(sys.version_info < (3, {_OLDEST}))"
+    return Command(
+        "find a Python",
+        f'for p in {" ".join(path(name) for name in names)}; do if "$p" -c {shlex.quote(ask)} 2>/dev/null; '
+        f'then exec "$p" -c {shlex.quote(_MARKS)}; fi; done; exit {NO_PROGRAM[-1]}',
+    )
+
+
+def environment_there(folder: str) -> Command:
+    """Is this environment there, and does its Python run? Prints yes or nothing; yes counts as use of it."""
+    python = path(f"{folder}/bin/python")
+    return Command(
+        f"look for {folder}", f"if [ -x {python} ] && {python} -c '' && touch {path(folder)}; then echo yes; fi"
+    )
+
+
+def install(python: str, folder: str, installer: str, arguments: Mapping[str, Any]) -> Command:
+    """Make an environment in this folder of environments; a line of JSON for each thing that happens."""
+    words = _words(installer, json.dumps(arguments, separators=(",", ":"), sort_keys=True))
+    return Command("install packages", f"cd {path(folder)} && {path(python)} {words}")
+
+
+def remove_environments(work: str, folder: str) -> Command:
+    """Remove all environments below `work`, unless something else is there still: then its names are printed."""
+    return Command(
+        f"remove {folder}",
+        f'if cd {path(work)} 2>/dev/null; then if [ -n "$(ls)" ]; then ls; else rm -rf {path(folder)}; fi; fi',
+    )
+
+
 def measure(python: str, verb: str, arguments: Mapping[str, Any]) -> Command:
     """Standard input is the runner archive: run one of its measuring verbs from a temporary folder, leave nothing."""
     return Command(

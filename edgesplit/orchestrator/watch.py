@@ -16,9 +16,10 @@ from typing import Literal
 from pydantic import Field
 
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.broadcast.push import Progress, push
+from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import look_into
 from edgesplit.broadcast.scene import look, served
+from edgesplit.broadcast.transition import Progress
 from edgesplit.errors import EdgesplitError, ServingError
 from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.hosts.fanout import survey

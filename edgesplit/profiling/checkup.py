@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from edgesplit.broadcast.archive import runner_archive
+from edgesplit.broadcast.environment import Base, find_base
+from edgesplit.broadcast.remote import lacks
 from edgesplit.errors import CommandFailed, HostError
 from edgesplit.hosts import commands
 from edgesplit.hosts.fanout import survey
@@ -28,10 +30,13 @@ MEETING = 10.0  # seconds within which hosts that can meet do
 
 def check(hosts: Mapping[str, Host], inventory: Inventory) -> dict[str, tuple[Finding, ...]]:
     """Host -> findings, in the order of findings.SUBJECTS; the first that is not ok may be the last."""
-    found, failures = survey(hosts, lambda host: _examine(host, inventory.hosts[host.name]))
+    bases: dict[str, Base] = {}
+    found, failures = survey(hosts, lambda host: _examine(host, inventory.hosts[host.name], bases))
     found.update({name: [findings.no_login(error)] for name, error in failures.items()})
     able = {name: hosts[name] for name in hosts if any(one.subject == "memory" for one in found[name])}
-    for name, finding in _meet(able, inventory).items():
+    pythons = {name: {"python": base.python} for name, base in bases.items()}
+    specs = {name: spec.model_copy(update=pythons.get(name)) for name, spec in inventory.hosts.items()}
+    for name, finding in _meet(able, specs).items():
         found[name].append(finding)
     return {name: tuple(found[name]) for name in hosts}
 
@@ -45,41 +50,58 @@ def _installed(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _examine(host: Host, spec: HostSpec) -> list[Finding]:
-    """Raises HostError when the host cannot be logged in to."""
+def _examine(host: Host, spec: HostSpec, bases: dict[str, Base]) -> list[Finding]:
+    """Raises HostError when the host cannot be logged in to. `bases` learns what an environment could be made from."""
     host.run(commands.clock(), timeout=PATIENCE)  # connects
     before = time.time()
     clock = findings.clock(float(host.run(commands.clock())), before, time.time())
     found = [findings.login(spec)]
+    if coming := lacks(host, spec):
+        return [*found, *_examine_bare(host, spec, coming, bases), clock]
     try:
         found.append(findings.python(spec, host.run(commands.python_version(spec.interpreter)).strip()))
     except CommandFailed as error:
         return [*found, findings.no_python(spec, error), clock]
     if not found[-1].ok:
         return [*found, clock]
+    return [*found, *_resources(host, spec), clock]
+
+
+def _examine_bare(host: Host, spec: HostSpec, coming: str, bases: dict[str, Base]) -> list[Finding]:
+    """A host for which an environment will be made."""
+    try:
+        base = bases[host.name] = find_base(host, spec)
+    except HostError as error:
+        return [Finding(subject="python", ok=False, found=error.message.removeprefix(f"{host.name}: "), do=error.hint)]
+    bare = spec.model_copy(update={"python": base.python})
+    rest = [one for one in _resources(host, bare) if one.subject != "packages"]
+    return [findings.python(bare, base.version), findings.to_install(spec, coming, base.marks), *rest]
+
+
+def _resources(host: Host, spec: HostSpec) -> list[Finding]:
     try:
         answer = _ask(host, spec, "examine", {"work": spec.work})
     except HostError as error:
         told = error.message.removeprefix(f"{host.name}: ")
-        return [*found, Finding(subject="disk", ok=False, found=told, do=error.hint), clock]
+        return [Finding(subject="disk", ok=False, found=told, do=error.hint)]
     wanted = _installed([*answer["packages"], *answer["missing"]])
-    return [*found, *findings.examined(spec, answer, wanted), clock]
+    return [*findings.examined(spec, answer, wanted)]
 
 
-def _meet(hosts: Mapping[str, Host], inventory: Inventory) -> dict[str, Finding]:
-    places = {name: (inventory.hosts[name].data_address, inventory.hosts[name].data.port) for name in hosts}
+def _meet(hosts: Mapping[str, Host], specs: Mapping[str, HostSpec]) -> dict[str, Finding]:
+    places = {name: (specs[name].data_address, specs[name].data.port) for name in hosts}
     token = secrets.token_hex(16)
 
     def meet(host: Host) -> dict[str, Any]:
         peers = {name: place for name, place in places.items() if name != host.name}
         address, port = places[host.name]
         words = {"me": host.name, "address": address, "port": port, "token": token, "peers": peers, "timeout": MEETING}
-        return _ask(host, inventory.hosts[host.name], "meet", words)
+        return _ask(host, specs[host.name], "meet", words)
 
     answers, failures = survey(hosts, meet)
     found = {}
     for name in hosts:
-        spec = inventory.hosts[name]
+        spec = specs[name]
         if name in failures:
             told = failures[name].message.removeprefix(f"{name}: ")
             found[name] = Finding(subject="data port", ok=False, found=told, do=failures[name].hint)

@@ -9,9 +9,11 @@ import itertools
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from edgesplit.broadcast.archive import runner_archive, with_code
+from edgesplit.broadcast.environment import ensure
 from edgesplit.errors import CommandFailed, HostError
 from edgesplit.fleet import Fleet, HostProfile, LinkProfile
 from edgesplit.hosts.commands import NO_PROGRAM
@@ -39,12 +41,15 @@ def measured_for(checkpoint: Checkpoint, plan: ModelPlan, inventory: Inventory) 
 def profile(
     hosts: Mapping[str, Host], plan: ModelPlan, inventory: Inventory, checkpoint: Checkpoint, now: float, note: Note
 ) -> Fleet:
-    """The fleet as it is. A host that cannot be used is in `problems`, not an exception."""
+    """The fleet as it is. A host that cannot be used is in `problems`, not an exception. One that lacks the runner's
+    packages gets them first."""
     progress = _Progress(note, "hosts", len(hosts))
-    found, failures = survey(hosts, lambda host: progress.step(_measure(host, plan, inventory, checkpoint)))
+    _, lacking = survey(hosts, lambda host: ensure(host, inventory.hosts[host.name], partial(_of, note, host)))
+    able = {name: host for name, host in hosts.items() if name not in lacking}
+    found, failures = survey(able, lambda host: progress.step(_measure(host, plan, inventory, checkpoint)))
     profiles = {name: result for name, result in found.items() if isinstance(result, HostProfile)}
     problems = {name: result for name, result in found.items() if isinstance(result, str)}
-    problems |= {name: error.message.removeprefix(f"{name}: ") for name, error in failures.items()}
+    problems |= {name: error.message.removeprefix(f"{name}: ") for name, error in {**lacking, **failures}.items()}
     sizes = probes.message_sizes(plan, checkpoint.chain)
     links, unreachable = measure_links({name: hosts[name] for name in profiles}, inventory, sizes, note)
     return Fleet(
@@ -57,6 +62,10 @@ def profile(
     )
 
 
+def _of(note: Note, host: Host, text: str) -> None:
+    note(f"{host.name}: {text}")
+
+
 class _Progress:
     """Tells how many of something are done; used from several threads."""
 
@@ -65,7 +74,7 @@ class _Progress:
         self._count = itertools.count(1)
 
     def step(self, result: T) -> T:
-        self._note(f"{next(self._count)} of {self._total} {self._what}")
+        self._note(f"measured {next(self._count)} of {self._total} {self._what}")
         return result
 
 

@@ -55,8 +55,8 @@ def no_python(spec: HostSpec, error: CommandFailed) -> Finding:
 
 
 _INSTALL_PYTHON = (
-    "install Python 3.10 or later (Debian, Ubuntu: apt-get install python3-venv), and name it by `python` in the "
-    "inventory if it is not python3"
+    "install Python 3.10 or later (Debian, Ubuntu: apt-get install python3), and name it by `python` in the inventory "
+    "if it has the runner's packages"
 )
 
 
@@ -88,12 +88,21 @@ def _packages(spec: HostSpec, answer: Mapping[str, Any], wanted: Mapping[str, st
 
 
 def _install(spec: HostSpec, words: list[str]) -> str:
-    """A Python of the system's is left alone."""
+    if spec.environment:
+        return f"edgesplit down --all removes the environment {spec.environment}, and the next deploy makes it anew"
     packages = " ".join(words)
-    if spec.connection == "ssh" and spec.python is None:
-        venv = "python3 -m venv ~/edgesplit-venv && ~/edgesplit-venv/bin/pip install"
-        return f"on the host: {venv} {packages}; in the inventory: python: ~/edgesplit-venv/bin/python"
-    return f"on the host: {spec.interpreter} -m pip install {packages}"
+    return f"on the host: {spec.interpreter} -m pip install {packages}, or leave `python` out: then edgesplit does"
+
+
+def to_install(spec: HostSpec, coming: str, marks: Mapping[str, Any]) -> Finding:
+    """Packages that the host lacks and will be given."""
+    do = f"nothing: profile or deploy installs {coming}"
+    bare = not (marks["gpu"] or spec.packages.index or spec.packages.extra_index or spec.packages.wheels)
+    if bare and marks["platform_machine"] == "x86_64":
+        do += (
+            "; it has no GPU, so name an index of torch for CPUs (`packages.extra_index`), or CUDA's libraries come too"
+        )
+    return Finding(subject="packages", ok=True, found="none yet", do=do)
 
 
 def _plain(version: str) -> str:

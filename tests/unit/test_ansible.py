@@ -106,7 +106,7 @@ def test_keys_of_our_own(read: Read) -> None:
     assert shelf.memory == 4 * 2**30
     assert (shelf.data_address, shelf.data.port) == ("192.168.1.11", 7500)
     assert shelf.labels == {"room": "12"}
-    assert shelf.interpreter == "/opt/python/bin/python3"
+    assert shelf.packages.python == "/opt/python/bin/python3"
 
 
 @pytest.mark.parametrize(

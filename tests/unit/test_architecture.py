@@ -76,6 +76,7 @@ MAY_IMPORT = {
     "lab": {""},
     "model": {"", "runner"},
     "runner": set[str](),
+    "installer": set[str](),
     "": set[str](),
 }
 BESIDE = [
@@ -84,6 +85,7 @@ BESIDE = [
     "values",
     "document",
     "ansible",
+    "packages",
     "inventory",
     "draft",
     "plan",
@@ -215,10 +217,16 @@ def test_the_runner_needs_nothing_but_itself_and_its_packages(module: str) -> No
     assert foreign <= RUNNER_PACKAGES | OPTIONAL
 
 
-def test_the_packages_a_host_is_asked_for_are_those_the_runner_imports() -> None:
+def test_the_packages_a_host_is_asked_for_and_given_are_those_the_runner_imports() -> None:
+    from edgesplit import packages
     from edgesplit.runner.measure import PACKAGES
 
-    assert set(PACKAGES) == RUNNER_PACKAGES
+    assert set(PACKAGES) == set(packages.imports()) == RUNNER_PACKAGES
+    assert {package.name for package in packages.wanted()} >= set(packages.NEEDED)
+
+
+def test_what_installs_packages_needs_none() -> None:
+    assert imports("installer.build") <= set(sys.stdlib_module_names)
 
 
 def test_the_archive_is_small_and_always_the_same() -> None:

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin
 import pytest
 import yaml
 
+from edgesplit import packages
 from edgesplit.document import load
 from edgesplit.errors import InputError
 from edgesplit.inventory import DataPlane, HostSpec, Inventory, SshTarget, load_inventory
@@ -202,7 +203,25 @@ def test_the_same_folder_on_different_machines_is_no_clash(read: Any) -> None:
 
 def test_which_python_runs_the_runner(read: Any) -> None:
     hosts = read("hosts: {a: {ssh: a}, b: {connection: local}, c: {ssh: c, python: ~/v/bin/python}}").hosts
-    assert [host.interpreter for host in hosts.values()] == ["python3", sys.executable, "~/v/bin/python"]
+    made = f"~/.edgesplit/.python/{packages.key([])}"
+    assert [host.environment for host in hosts.values()] == [made, None, None]
+    assert [host.interpreter for host in hosts.values()] == [f"{made}/bin/python", sys.executable, "~/v/bin/python"]
+
+
+def test_packages_from_elsewhere_are_another_environment(read: Any) -> None:
+    given = ["", "index: https://a.example/", "extra_index: https://a.example/", "wheels: ~/w", "python: python3.12"]
+    hosts = read(
+        f"hosts: {{{', '.join(f'h{n}: {{ssh: h{n}, packages: {{{one}}}}}' for n, one in enumerate(given))}}}"
+    ).hosts
+    assert len({host.environment for host in hosts.values()}) == len(given)
+
+
+@pytest.mark.parametrize(
+    "address", ["here", "https://a.example/ --trusted-host b", "https://a.example/\\n-r /etc/passwd"]
+)
+def test_an_index_is_an_address_and_nothing_else(read: Any, address: str) -> None:
+    with pytest.raises(InputError, match="expected an address such as https://"):
+        read(f'hosts: {{a: {{ssh: a, packages: {{index: "{address}"}}}}}}')
 
 
 def test_the_local_inventory_is_three_runners_on_this_machine() -> None:
