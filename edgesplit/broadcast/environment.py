@@ -27,8 +27,8 @@ from edgesplit.units import format_size
 
 SILENCE = 300.0  # seconds without a sign of life: a board that swaps is slow
 PIECE = 2**20
-# Measured: what the packages take on disk, with what pip keeps meanwhile; a torch for CUDA brings its libraries along.
-CPU_BYTES, GPU_BYTES = 2 * 2**30, 9 * 2**30
+# Measured (decision 0035): what the packages take on disk, with what pip keeps meanwhile.
+CPU_BYTES, CUDA_BYTES = 2 * 2**30, 9 * 2**30
 COMPILED = 1.3  # of the size of what is in the wheels: Python keeps compiled code beside it
 
 Note = Callable[[str], None]
@@ -48,9 +48,10 @@ class Base:
     def version(self) -> str:
         return self.marks["python_full_version"]
 
-    @property
-    def gpu(self) -> bool:
-        return bool(self.marks["gpu"])
+    def gets_cuda(self, spec: HostSpec) -> bool:
+        """Will its torch bring CUDA's libraries along, needed or not? The usual index's does, on x86-64."""
+        named = spec.packages.index or spec.packages.extra_index or spec.packages.wheels
+        return bool(self.marks["gpu"]) or (self.marks["platform_machine"] == "x86_64" and not named)
 
 
 def find_base(host: Host, spec: HostSpec) -> Base:
@@ -86,7 +87,7 @@ def _bring(host: Host, spec: HostSpec, note: Note) -> None:
     if spec.packages.wheels is not None:
         note("finding its wheels")
         wheels = wheels_of(host.name, Path(spec.packages.wheels).expanduser(), spec.packages, base.marks)
-    space = int(unpacked(wheels) * COMPILED) if wheels else GPU_BYTES if base.gpu else CPU_BYTES
+    space = int(unpacked(wheels) * COMPILED) if wheels else CUDA_BYTES if base.gets_cuda(spec) else CPU_BYTES
     _room(host, spec, space + sum(wheel.stat().st_size for wheel in wheels))
     sent = _send(host, spec, base, wheels, note)
     arguments = {

@@ -75,7 +75,8 @@ def _examine_bare(host: Host, spec: HostSpec, coming: str, bases: dict[str, Base
         return [Finding(subject="python", ok=False, found=error.message.removeprefix(f"{host.name}: "), do=error.hint)]
     bare = spec.model_copy(update={"python": base.python})
     rest = [one for one in _resources(host, bare) if one.subject != "packages"]
-    return [findings.python(bare, base.version), findings.to_install(spec, coming, base.marks), *rest]
+    packages = findings.to_install(coming, cuda_for_nothing=base.gets_cuda(spec) and not base.marks["gpu"])
+    return [findings.python(bare, base.version), packages, *rest]
 
 
 def _resources(host: Host, spec: HostSpec) -> list[Finding]:

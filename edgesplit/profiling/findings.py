@@ -94,14 +94,11 @@ def _install(spec: HostSpec, words: list[str]) -> str:
     return f"on the host: {spec.interpreter} -m pip install {packages}, or leave `python` out: then edgesplit does"
 
 
-def to_install(spec: HostSpec, coming: str, marks: Mapping[str, Any]) -> Finding:
+def to_install(coming: str, *, cuda_for_nothing: bool) -> Finding:
     """Packages that the host lacks and will be given."""
     do = f"nothing: profile or deploy installs {coming}"
-    bare = not (marks["gpu"] or spec.packages.index or spec.packages.extra_index or spec.packages.wheels)
-    if bare and marks["platform_machine"] == "x86_64":
-        do += (
-            "; it has no GPU, so name an index of torch for CPUs (`packages.extra_index`), or CUDA's libraries come too"
-        )
+    if cuda_for_nothing:
+        do += "; it has no GPU, but this torch brings CUDA's libraries (5 GiB): `packages.extra_index` can name another"
     return Finding(subject="packages", ok=True, found="none yet", do=do)
 
 
