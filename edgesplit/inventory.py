@@ -86,6 +86,7 @@ class HostSpec(Value):
     data: DataPlane = DataPlane()
     python: str | None = None  # None: an environment made for it; of a local host, this very interpreter
     packages: Packages = Packages()
+    service: Literal["systemd"] | None = None  # what starts the runner again, also after a reboot
     work: str = "~/.edgesplit"
     labels: dict[str, str] = Field(default_factory=dict)
 

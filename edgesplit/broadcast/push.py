@@ -25,7 +25,7 @@ from edgesplit.broadcast.signing import NOTHING
 from edgesplit.broadcast.transition import Phase, Progress, Step, transition
 from edgesplit.broadcast.words import Words
 from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, FleetError, HostError, MovedError, Unreachable
-from edgesplit.hosts import commands
+from edgesplit.hosts import commands, systemd
 from edgesplit.hosts.fanout import each, survey
 from edgesplit.hosts.host import Host
 from edgesplit.split import Split
@@ -215,7 +215,7 @@ class _Act:
         arguments = ["--host", host.name, "--deployment", self.cargo.name, "--threads", str(spec.cores or 0)]
         self.started.add(host.name)
         self._stop(host)  # one that is there but does not answer
-        host.run(commands.start_runner(spec.interpreter, folder, self.cargo.archive.name, arguments))
+        self._launch(host, arguments)
         try:
             status(host, spec, folder, self.cargo.archive.name, wait=START_SECONDS)
         except CommandFailed as error:
@@ -225,6 +225,19 @@ class _Act:
         except NotServing as error:
             log = host.run(commands.log_tail(folder, 1)).strip()
             raise HostError(host.name, f"the runner did not start: {log or error.message}", PYTHON_HINT) from error
+
+    def _launch(self, host: Host, arguments: Sequence[str]) -> None:
+        spec = self.cargo.inventory.hosts[host.name]
+        words = spec.interpreter, self._folder(host), self.cargo.archive.name, arguments
+        if spec.service is None:
+            host.run(commands.start_runner(*words))
+            return
+        try:
+            host.run(systemd.start(systemd.unit_name(host.name, self.cargo.name), systemd.unit(*words)))
+        except CommandFailed as error:
+            hint = systemd.LINGER_HINT if error.status == systemd.NO_LINGER else "or leave `service` out"
+            told = error.stderr.strip().rpartition("\n")[2]
+            raise HostError(host.name, f"systemd does not start its runner: {told}", hint) from error
 
     def _prepare(self, host: Host, _: Step) -> None:
         manifest = self.cargo.manifest(self.target, self.fingerprints)
@@ -247,6 +260,7 @@ class _Act:
         self._say(host, "retire", 30, epoch=step.epoch)
 
     def _stop(self, host: Host) -> None:
+        host.run(systemd.stop(systemd.unit_name(host.name, self.cargo.name)), timeout=30)
         host.run(commands.stop_runner(self._folder(host), host.name, self.cargo.name), timeout=30)
 
     def _unlock(self, host: Host) -> None:

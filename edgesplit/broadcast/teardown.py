@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgesplit.errors import CommandFailed, FleetError, HostError, MovedError
-from edgesplit.hosts import commands
+from edgesplit.hosts import commands, systemd
 from edgesplit.hosts.fanout import survey
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import Inventory
@@ -28,6 +28,7 @@ def take_down(
         return there
 
     def clear(host: Host) -> None:
+        host.run(systemd.stop(systemd.unit_name(host.name, name)), timeout=60)
         host.run(commands.stop_runner(folder(host), host.name, name), timeout=60)
         host.run(commands.remove(folder(host)))
         host.run(commands.remove_empty(inventory.hosts[host.name].work))

@@ -228,12 +228,18 @@ def measure(python: str, verb: str, arguments: Mapping[str, Any]) -> Command:
     )
 
 
+def serve(python: str, archive: str, arguments: Sequence[str]) -> str:
+    """What becomes the runner, in its folder."""
+    words = f"{path(python)} {_words(archive)} serve {_words(*arguments)}"
+    return f"env PYTHONUNBUFFERED=1 {words} < /dev/null >> runner.log 2>&1"
+
+
 def start_runner(python: str, folder: str, archive: str, arguments: Sequence[str]) -> Command:
     """Start the runner detached from this login; leave its process id in runner.pid and print it."""
     return Command(
         "start the runner",
-        f"umask 077 && cd {path(folder)} && {{ PYTHONUNBUFFERED=1 setsid nohup {path(python)} {_words(archive)} serve "
-        f"{_words(*arguments)} < /dev/null >> runner.log 2>&1 & echo $! | tee runner.pid; }}",
+        f"umask 077 && cd {path(folder)} && "
+        f"{{ setsid nohup {serve(python, archive, arguments)} & echo $! | tee runner.pid; }}",
     )
 
 

@@ -17,7 +17,7 @@ from edgesplit.broadcast.archive import runner_archive
 from edgesplit.broadcast.environment import Base, find_base
 from edgesplit.broadcast.remote import lacks
 from edgesplit.errors import CommandFailed, HostError
-from edgesplit.hosts import commands
+from edgesplit.hosts import commands, systemd
 from edgesplit.hosts.fanout import survey
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import HostSpec, Inventory
@@ -56,6 +56,8 @@ def _examine(host: Host, spec: HostSpec, bases: dict[str, Base]) -> list[Finding
     before = time.time()
     clock = findings.clock(float(host.run(commands.clock())), before, time.time())
     found = [findings.login(spec)]
+    if spec.service is not None:
+        found.append(findings.service(host.run(systemd.look()).strip()))
     if coming := lacks(host, spec):
         return [*found, *_examine_bare(host, spec, coming, bases), clock]
     try:

@@ -10,11 +10,12 @@ from typing import Any
 
 from edgesplit.errors import CommandFailed, HostError
 from edgesplit.hosts.commands import NO_PROGRAM
+from edgesplit.hosts.systemd import LINGER_HINT
 from edgesplit.inventory import HostSpec
 from edgesplit.units import format_size, format_time
 from edgesplit.values import Value
 
-SUBJECTS = ("login", "python", "packages", "disk", "memory", "clock", "data port")
+SUBJECTS = ("login", "service", "python", "packages", "disk", "memory", "clock", "data port")
 OLDEST = (3, 10)  # Python that the runner is written for
 LITTLE = 2**28  # bytes of disk: less holds no block of any useful model
 APART = 5.0  # seconds that a clock may be wrong before logs of several hosts cannot be read side by side
@@ -36,6 +37,14 @@ def no_login(error: HostError) -> Finding:
 
 def login(spec: HostSpec) -> Finding:
     return Finding(subject="login", ok=True, found="this machine" if spec.ssh is None else f"ssh {spec.ssh.host}")
+
+
+def service(lacks: str) -> Finding:
+    """`lacks`: why systemd will not start its runner after a reboot; "" if it will."""
+    if not lacks:
+        return Finding(subject="service", ok=True, found="systemd starts its runner at boot")
+    do = LINGER_HINT if "login" in lacks else "leave `service` out: then watch or deploy starts the runner"
+    return Finding(subject="service", ok=False, found=lacks, do=do)
 
 
 def clock(host: float, before: float, after: float) -> Finding:

@@ -43,6 +43,7 @@ PURE = {
         "broadcast.forecast",
         "broadcast.signing",
         "hosts.commands",
+        "hosts.systemd",
         "hosts.known_hosts",
     ),
     *(

@@ -53,7 +53,7 @@ def test_lines() -> None:
     )
     assert commands.log_tail("/w", 5).line == "tail -n 5 /w/runner.log 2>/dev/null || true"
     assert commands.start_runner("~/venv/bin/python", "/w", "r.pyz", ["--port", "7431", "it's"]).line == (
-        'umask 077 && cd /w && { PYTHONUNBUFFERED=1 setsid nohup "$HOME"/venv/bin/python r.pyz serve '
+        'umask 077 && cd /w && { setsid nohup env PYTHONUNBUFFERED=1 "$HOME"/venv/bin/python r.pyz serve '
         "--port 7431 'it'\"'\"'s' < /dev/null >> runner.log 2>&1 & echo $! | tee runner.pid; }"
     )
     assert commands.control("~/py", "/w", "r.pyz", 2.5, wait=5).line == (
