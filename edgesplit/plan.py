@@ -101,6 +101,7 @@ class WatchPolicy(Value):
     patience: Positive = 3  # consecutive readings over a threshold before it counts
     cooldown: Time = 30.0  # after a move; the loss of a host does not wait
     min_gain: Fraction = 0.1  # share of Phi a move must win, what moving costs subtracted
+    standby: Fraction = 0.5  # of a host's free disk, for weights that likely next moves need; 0: none are sent ahead
     horizon: Annotated[Time, Field(gt=0)] = 600.0  # for which a gain is counted on, against what moving costs
 
 

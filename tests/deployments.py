@@ -36,7 +36,7 @@ class Deployment:
     """One plan over its hosts; `push` brings any placement up as the next epoch."""
 
     cargo: Cargo
-    hosts: Mapping[str, Host]
+    hosts: dict[str, Host]
     running: Split | None = None
 
     @property
@@ -141,7 +141,7 @@ def deployment(
         finally:
             _, errors = take_down(wish.name, hosts, doors, signature("test"))
             for name in doors:
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(OSError, ValueError, LookupError):
                     os.kill(made.pid(name), 9)
             assert not errors, errors
 

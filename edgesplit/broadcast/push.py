@@ -18,20 +18,20 @@ from edgesplit.broadcast.cargo import KEPT, Cargo
 from edgesplit.broadcast.environment import ensure
 from edgesplit.broadcast.keyring import host_keys, secrets_of
 from edgesplit.broadcast.note import now, signature
-from edgesplit.broadcast.remote import PYTHON_HINT, NotServing, no_python, status
+from edgesplit.broadcast.remote import NotServing, status
 from edgesplit.broadcast.scene import Scene
 from edgesplit.broadcast.ship import Shipment
 from edgesplit.broadcast.signing import NOTHING
+from edgesplit.broadcast.starting import start, stop
 from edgesplit.broadcast.transition import Phase, Progress, Step, transition
 from edgesplit.broadcast.words import Words
 from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, FleetError, HostError, MovedError, Unreachable
-from edgesplit.hosts import commands, systemd
+from edgesplit.hosts import commands
 from edgesplit.hosts.fanout import each, survey
 from edgesplit.hosts.host import Host
 from edgesplit.split import Split
 from edgesplit.units import format_size
 
-START_SECONDS = 120  # a runner imports torch: 4 to 9 s on a fast machine, ten times that on a small board
 LOAD_SECONDS = 1800.0
 LINK_SECONDS = 20.0
 TRIAL_SECONDS = 60.0
@@ -124,7 +124,7 @@ class _Act:
             Phase.COMMIT: self._commit,
             Phase.CONFIRM: lambda host, _: self._say(host, "commit", 30),
             Phase.RETIRE: self._retire,
-            Phase.STOP: lambda host, _: self._stop(host),
+            Phase.STOP: lambda host, _: stop(self.cargo, host),
             Phase.UNLOCK: lambda host, _: self._unlock(host),
         }
         by_host: dict[str, list[Step]] = {}
@@ -211,33 +211,8 @@ class _Act:
         host.run(commands.tidy(spec.interpreter, self._folder(host), archive, words))
 
     def _start(self, host: Host, _: Step) -> None:
-        spec, folder = self.cargo.inventory.hosts[host.name], self._folder(host)
-        arguments = ["--host", host.name, "--deployment", self.cargo.name, "--threads", str(spec.cores or 0)]
         self.started.add(host.name)
-        self._stop(host)  # one that is there but does not answer
-        self._launch(host, arguments)
-        try:
-            status(host, spec, folder, self.cargo.archive.name, wait=START_SECONDS)
-        except CommandFailed as error:
-            if error.status not in commands.NO_PROGRAM:
-                raise
-            raise no_python(host, spec) from error
-        except NotServing as error:
-            log = host.run(commands.log_tail(folder, 1)).strip()
-            raise HostError(host.name, f"the runner did not start: {log or error.message}", PYTHON_HINT) from error
-
-    def _launch(self, host: Host, arguments: Sequence[str]) -> None:
-        spec = self.cargo.inventory.hosts[host.name]
-        words = spec.interpreter, self._folder(host), self.cargo.archive.name, arguments
-        if spec.service is None:
-            host.run(commands.start_runner(*words))
-            return
-        try:
-            host.run(systemd.start(systemd.unit_name(host.name, self.cargo.name), systemd.unit(*words)))
-        except CommandFailed as error:
-            hint = systemd.LINGER_HINT if error.status == systemd.NO_LINGER else "or leave `service` out"
-            told = error.stderr.strip().rpartition("\n")[2]
-            raise HostError(host.name, f"systemd does not start its runner: {told}", hint) from error
+        start(self.cargo, host)
 
     def _prepare(self, host: Host, _: Step) -> None:
         manifest = self.cargo.manifest(self.target, self.fingerprints)
@@ -258,10 +233,6 @@ class _Act:
 
     def _retire(self, host: Host, step: Step) -> None:
         self._say(host, "retire", 30, epoch=step.epoch)
-
-    def _stop(self, host: Host) -> None:
-        host.run(systemd.stop(systemd.unit_name(host.name, self.cargo.name)), timeout=30)
-        host.run(commands.stop_runner(self._folder(host), host.name, self.cargo.name), timeout=30)
 
     def _unlock(self, host: Host) -> None:
         host.run(commands.unlock(self._folder(host)))
@@ -310,7 +281,7 @@ class _Act:
     def _undo(self, host: Host) -> None:
         presence = self.scene.presences[host.name]
         if host.name in self.started:
-            self._stop(host)
+            stop(self.cargo, host)
         elif self.prepared and host.name in self.target.hosts and presence.epochs is not None:
             self._say(host, "retire", 30)
         folder, stay = self._folder(host), KEPT if self.cut else ()

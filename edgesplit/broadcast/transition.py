@@ -96,11 +96,12 @@ def transition(
     running: Split | None, target: Split, presences: Mapping[str, Presence], needs: Mapping[str, Need]
 ) -> tuple[Step, ...]:
     """The steps to `target` (whose epoch is set) from `running`. Hosts that cannot be reached are not in `presences`
-    and get no step; a host of `target` must be there. A runner that no split explains is retired and stopped too."""
+    and get no step; a host of `target` must be there. Epochs that no split explains are retired, and their runner is
+    stopped; one that holds none stands by, and is left alone."""
     epoch = target.epoch
     steps: list[Step] = []
     known = set(target.hosts) | set(running.hosts if running else ())
-    affected = [host for host, presence in presences.items() if host in known or presence.epochs is not None]
+    affected = [host for host, presence in presences.items() if host in known or presence.epochs]
 
     def add(phase: Phase, hosts: list[str] | tuple[str, ...], detail: str) -> None:
         steps.extend(Step(phase, host, epoch, detail=detail) for host in hosts)

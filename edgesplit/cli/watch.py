@@ -32,8 +32,8 @@ def run(
     from edgesplit.cli.render import Quiet, talk
     from edgesplit.cli.workspace import Workspace
     from edgesplit.errors import MovedError, ServingError
-    from edgesplit.hosts.fanout import connect
-    from edgesplit.orchestrator.watch import Watch
+    from edgesplit.hosts.fanout import connect, door
+    from edgesplit.orchestrator.watch import Surroundings, Watch
 
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background without SIGINT
         signal.signal(number, signal.default_int_handler)
@@ -48,7 +48,12 @@ def run(
                 "the plan, the inventory or the checkpoint is not the one that is deployed",
                 f"run: edgesplit plan {plan} and edgesplit deploy {plan}",
             )
-        watch = resources.enter_context(Watch(cargo, fleet, hosts, split_of(kept), Quiet()))
+        around = Surroundings(
+            space.rereader(),
+            lambda name, spec: door(name, spec, accept_new=accept_new),
+            space.keep,
+        )
+        watch = resources.enter_context(Watch(cargo, fleet, hosts, split_of(kept), Quiet(), around))
         talk.print(f"watching epoch {kept.epoch} of {space.plan.name}; Ctrl-C stops watching")
         try:
             while True:

@@ -5,6 +5,7 @@ Everything in the cache can be made again; the truth is on the hosts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,6 +130,27 @@ class Workspace:
                 f"edgesplit profile {self.plan_file}",
             )
         return fleet.model_copy(update={"learned": self._learned(fleet)})
+
+    def keep(self, fleet: Fleet) -> None:
+        """A profile that went on while it was used."""
+        self.save(self.profile_name, fleet)
+
+    def rereader(self) -> Callable[[], Inventory | None]:
+        """Gives the inventory when its file is another one than the last time, else None. Raises InputError, once."""
+        known = self.inventory_file.read_bytes()
+
+        def reread() -> Inventory | None:
+            nonlocal known
+            try:
+                now = self.inventory_file.read_bytes()
+            except OSError:  # an editor is just putting it there
+                return None
+            if now == known:
+                return None
+            known = now
+            return load_inventory(self.inventory_file)
+
+        return reread
 
     def fresh_fleet(self, now: float) -> Fleet | None:
         """The saved profile where it is whole, of these hosts, and not older than FRESH."""

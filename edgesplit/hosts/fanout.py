@@ -57,14 +57,15 @@ def connect(
     for name in wanted:
         if name not in inventory.hosts:
             raise InputError(f"no host {name} in the inventory", f"its hosts are {', '.join(inventory.hosts)}")
-    hosts = {name: _host(name, inventory.hosts[name], accept_new=accept_new) for name in wanted}
+    hosts = {name: door(name, inventory.hosts[name], accept_new=accept_new) for name in wanted}
     try:
         yield hosts
     finally:
         survey(hosts, lambda host: host.close())
 
 
-def _host(name: str, spec: HostSpec, *, accept_new: bool) -> Host:
+def door(name: str, spec: HostSpec, *, accept_new: bool = False) -> Host:
+    """One host; it connects at its first use."""
     if spec.ssh is None:
         return LocalHost(name)
     from edgesplit.hosts.ssh import SshHost  # 0.4 s: only where an ssh host exists

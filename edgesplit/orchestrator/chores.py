@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from edgesplit.errors import EdgesplitError
 
+FAREWELL = 5.0  # seconds given to what is under way in the end
 T = TypeVar("T")
 
 
@@ -28,6 +29,7 @@ class Chores:
         self.stop = threading.Event()
         self._thread = ThreadPoolExecutor(1, "chores")
         self._future: Future[Any] | None = None
+        self._heeds = False
         self._then: Callable[[Any], None] = lambda _: None
         self.failure = ""  # of the last one, "" when it went well
 
@@ -37,16 +39,16 @@ class Chores:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop.set()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self.make_way(FAREWELL)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     @property
     def busy(self) -> bool:
         return self._future is not None
 
-    def begin(self, act: Callable[[], T], then: Callable[[T], None]) -> None:
-        """Nothing else is under way."""
-        self._then = then
+    def begin(self, act: Callable[[], T], then: Callable[[T], None], *, heeds: bool = False) -> None:
+        """Nothing else is under way. `heeds`: it looks at `stop`, and is better not overtaken."""
+        self._then, self._heeds = then, heeds
         self._future = self._thread.submit(act)
 
     def settle(self, seconds: float = 0.0) -> None:
@@ -65,7 +67,7 @@ class Chores:
         self._future = None
 
     def make_way(self, seconds: float) -> None:
-        """End what is under way, as far as that can be done, and wait for it so long."""
+        """End what is under way, if it heeds that, and wait for it so long."""
         self.stop.set()
-        self.settle(seconds)
+        self.settle(seconds if self._heeds else 0.0)
         self.stop.clear()

@@ -87,8 +87,8 @@ def thresholds(policy: WatchPolicy, service: ServiceLevel) -> Thresholds:
 
 
 class Findings(Value):
-    """What else is known of the running split. `changes`: what is different since the last decision (capacity.news);
-    `forbidden`: where it breaks the rules of plan or inventory."""
+    """What else is known of the running split. `changes`: what is different since the last decision; `forbidden`: where
+    it breaks the rules of plan or inventory."""
 
     changes: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ Must not know: clocks (the time is given), hosts, how readings come, how a split
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from edgesplit.broadcast.forecast import rate
@@ -14,6 +15,7 @@ from edgesplit.fleet import Fleet
 from edgesplit.inventory import Inventory
 from edgesplit.model.blocks import Chain
 from edgesplit.orchestrator.decide import Alarm, Decision, Findings, Move, Options, Way, alarms, decide, thresholds
+from edgesplit.orchestrator.likely import Standby, standby
 from edgesplit.orchestrator.moving import Stock, blocks_of, moving
 from edgesplit.orchestrator.verdict import (
     REMEMBERED,
@@ -28,7 +30,8 @@ from edgesplit.orchestrator.verdict import (
     typical,
 )
 from edgesplit.plan import ModelPlan
-from edgesplit.profiling.capacity import Heard, Thresholds, Views, news, observe, remembered, views
+from edgesplit.profiling.capacity import Heard, Thresholds, Views, observe, views
+from edgesplit.profiling.news import news, remembered, roomier
 from edgesplit.revision.cost import evaluate, forbidden
 from edgesplit.revision.problem import Problem, pose
 from edgesplit.revision.revise import redistribution, running_phi
@@ -61,7 +64,8 @@ class Thinker:
         # a new controller asks whether the profile still holds
         thought = remembered(mind.thought or Views(now=self.fleet, worst=self.fleet), seen)
         mind = mind.model_copy(update={"thought": thought})
-        found = Findings(changes=news(thought, seen), forbidden=self._forbidden(running, seen))
+        different = (*news(thought, seen), *roomier(thought, seen, running))
+        found = Findings(changes=different, forbidden=self._forbidden(running))
         tripped = alarms(mind, running, found, policy, now)
         asked = tuple(alarm.key for alarm in tripped)
         if any(alarm.at_once for alarm in tripped):
@@ -79,11 +83,16 @@ class Thinker:
         update = {"thought": seen, "answered": asked, "hopeless": not options.ways}
         return mind.model_copy(update=update), decision
 
-    def _forbidden(self, running: Split, seen: Views) -> tuple[str, ...]:
+    def _forbidden(self, running: Split) -> tuple[str, ...]:
+        return tuple(forbidden(running, self._rules)) if self._rules is not None else ()
+
+    @cached_property
+    def _rules(self) -> Problem | None:
+        """What plan and inventory allow, whatever the hosts are like; None where the entry was never measured."""
         try:
-            return tuple(forbidden(running, self._problem(seen.now)))
-        except InfeasibleError:  # the entry cannot be used: there are worse troubles
-            return ()
+            return self._problem(self.fleet)
+        except InfeasibleError:
+            return None
 
     def _set_aside(self, mind: Mind, tripped: tuple[Alarm, ...], running: Split, now: float) -> Mind:
         """A host that was lost is not used for a while; but never the entry, without which nothing serves."""
@@ -143,6 +152,11 @@ class Thinker:
 
     def _problem(self, fleet: Fleet) -> Problem:
         return pose(self.chain, fleet, self.plan, self.inventory)
+
+    def standby(self, mind: Mind, running: Split, now: float) -> Standby:
+        """What would be needed if one host of the ring were lost."""
+        seen = views(self.fleet, mind, running, now, self.plan.watch.host_timeout)
+        return standby(running, lambda host: self._problem(seen.worst.without(host)))
 
     # --- what came of it ---
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
-from edgesplit.profiling.capacity import Served, State, Views, news
+from edgesplit.profiling.capacity import Served, State, Views
+from edgesplit.profiling.news import news
 from edgesplit.split import Split
 from edgesplit.units import format_time
 from edgesplit.values import Value

@@ -5,11 +5,10 @@ Must not know: how events are shown, what a threshold is (decide.py does), how a
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Literal
 
@@ -17,33 +16,37 @@ from pydantic import Field
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.push import push
-from edgesplit.broadcast.remote import look_into
 from edgesplit.broadcast.scene import look, served
 from edgesplit.broadcast.transition import Progress
-from edgesplit.errors import EdgesplitError, ServingError
-from edgesplit.fleet import Fleet, LinkProfile
-from edgesplit.hosts.fanout import survey
+from edgesplit.errors import EdgesplitError, InfeasibleError, InputError, ServingError
+from edgesplit.fleet import Fleet
+from edgesplit.hosts.fanout import door
 from edgesplit.hosts.host import Host
-from edgesplit.orchestrator.chores import Chores
+from edgesplit.inventory import HostSpec, Inventory
+from edgesplit.orchestrator.admission import changes, together
 from edgesplit.orchestrator.decide import FIRST, Decision
+from edgesplit.orchestrator.spare import SpareTime, View
 from edgesplit.orchestrator.think import Thinker, moved, untried
 from edgesplit.orchestrator.verdict import Mind
 from edgesplit.profiling.capacity import Heard, probed
-from edgesplit.profiling.collect import meet
-from edgesplit.profiling.probes import Reading, message_sizes
+from edgesplit.profiling.probes import Reading
 from edgesplit.profiling.telemetry import Telemetry
+from edgesplit.revision.problem import pose
 from edgesplit.split import Split
 from edgesplit.values import Value
 
 URGENT = 0.5  # seconds of a turn while the ring is broken
-PROBE_EVERY = 30.0  # seconds between two measurements of links that nothing is sent over, while nobody asks anything
+MAKE_WAY = 5.0  # seconds given to what is done in spare time, before a move
+
+
+Kind = Literal["reading", "keep", "move", "moved", "failed", "inventory", "standby"]
 
 
 class Event(Value):
     """One thing that happened; `--json` prints one a line."""
 
     at: float
-    event: Literal["reading", "keep", "move", "moved", "failed"]
+    event: Kind
     text: str
     epoch: int
     readings: dict[str, Reading | str] = Field(default_factory=dict)
@@ -52,32 +55,46 @@ class Event(Value):
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What may change while we watch. `reread`: the inventory, where its file is another; raises InputError, once.
+    `door`: to a host; `keep`: the fleet, measured further."""
+
+    reread: Callable[[], Inventory | None] = lambda: None
+    door: Callable[[str, HostSpec], Host] = door
+    keep: Callable[[Fleet], None] = lambda _: None
+
+
 @dataclass
 class Watch:
     """One controller watching one deployment, from `with` to its end. `clock` gives seconds since the epoch."""
 
     cargo: Cargo
     fleet: Fleet
-    hosts: Mapping[str, Host]
+    hosts: dict[str, Host]
     running: Split
     progress: Progress
+    around: Surroundings = Surroundings()
     clock: Callable[[], float] = time.time
     state: Mind = field(default_factory=Mind)
 
     def __post_init__(self) -> None:
         cargo = self.cargo
-        self._thinker = Thinker(cargo.checkpoint.chain, self.fleet, cargo.plan, cargo.inventory)
+        self._inventory = cargo.inventory
         self._telemetry = Telemetry(self.hosts, cargo.inventory, cargo.plan.name, cargo.plan.watch.interval, self.clock)
         self._resources = ExitStack()
-        self._chores = Chores()
-        self._pairs = itertools.cycle(list(itertools.combinations(sorted(self.fleet.hosts), 2)) or [("", "")])
-        self._sizes = message_sizes(cargo.plan, cargo.checkpoint.chain)
-        self._probed_at = self.clock()
+        unknown = set(self.hosts) - set(self.fleet.hosts)
+        self._spare = SpareTime(self.hosts, self.clock(), due=dict.fromkeys(unknown, self.clock()))
+        self._know(self.fleet)
+
+    def _know(self, fleet: Fleet) -> None:
+        """What is thought with from now on."""
+        self.fleet = fleet
+        self._thinker = Thinker(self.cargo.checkpoint.chain, fleet, self.cargo.plan, self._inventory)
 
     def __enter__(self) -> Watch:
-        self._resources.enter_context(self._chores)
+        self._resources.enter_context(self._spare.chores)
         self._resources.enter_context(self._telemetry)
-        self._chores.begin(self._take_stock, self._stocked)
         return self
 
     def __exit__(
@@ -88,6 +105,7 @@ class Watch:
     def round(self, *, dry_run: bool = False) -> Iterator[Event]:
         """One turn of the loop, of at most an interval; the events as they happen. Raises ServingError when the
         deployment is gone."""
+        yield from self._reread()
         heard = self._measure()
         now = self.clock()
         yield self._event("reading", self._summary(now), readings={name: news.what for name, news in heard.items()})
@@ -97,7 +115,7 @@ class Watch:
             before = self._try_links(before, decision.target)
             self.state, decision = self._thinker.think(before, self.running, now)
         if decision is None:
-            self._idle(now)
+            yield from self._idle(act=not dry_run)
             return
         if decision.target is None:
             yield self._event("keep", decision.because, decision=decision)
@@ -105,6 +123,37 @@ class Watch:
         yield self._event("move", f"{decision.action}: {decision.because}", decision=decision, split=decision.target)
         if not dry_run:
             yield self._broadcast(decision.target, decision, before)
+
+    # the inventory, as its file is now
+
+    def _reread(self) -> Iterator[Event]:
+        try:
+            new = self.around.reread()
+            if new is None:
+                return
+            found = changes(self._inventory, new, self.running)
+            pose(self.cargo.checkpoint.chain, self.fleet, self.cargo.plan, new)
+        except (InputError, InfeasibleError) as error:
+            yield self._event("failed", f"the inventory is not gone by: {error.message}")
+            return
+        self._inventory = new
+        self.cargo = replace(self.cargo, inventory=together(new, self.cargo.inventory, self.running))
+        self._leave(found.gone)
+        for name in found.fresh:
+            self.hosts[name] = self.around.door(name, new.hosts[name])
+            self._telemetry.follow(self.hosts[name], self.cargo.inventory)
+            self._spare.due[name] = self.clock()
+        self._know(self.fleet)
+        yield self._event("inventory", "; ".join(found.texts) or "nothing of it is different here")
+
+    def _leave(self, gone: Iterable[str]) -> None:
+        """Have no more to do with hosts that are not in the ring either."""
+        for name in gone:
+            if name in self.hosts and name not in self.running.hosts:
+                self._telemetry.forget(name)
+                self.hosts.pop(name).close()
+                self._spare.due.pop(name, None)
+                self._know(self.fleet.without(name))
 
     # 1 Monitoring & Capacity Profiling
 
@@ -139,30 +188,17 @@ class Watch:
         silent = f"; {', '.join(away)} cannot be heard" if away else ""
         return f"{len(well)} of {len(self.hosts)} runners answer{silent}"
 
-    def _idle(self, now: float) -> None:
-        """One pair of links after another, while the ring is idle. Those of the ring tell their round trips."""
-        if self._chores.busy:
-            self._chores.settle()
-            return
-        entry = self.state.host(self.running.entry).reading
-        if now - self._probed_at < PROBE_EVERY or entry is None or entry.running or len(self.fleet.hosts) < 2:
-            return
-        timeout = self.cargo.plan.watch.host_timeout
-        pair = next(self._pairs)
-        if not any(self.state.host(name).away(now, timeout) for name in pair):
-            self._chores.begin(lambda: meet(self.hosts, self.cargo.inventory, pair, self._sizes), self._met)
+    def _idle(self, *, act: bool) -> Iterator[Event]:
+        for found in self._spare.use(self._view(), act=act):
+            self.state = found.change(self.state)
+            if found.fleet is not None:
+                self._know(found.fleet)
+                self.around.keep(found.fleet)
+            if found.text:
+                yield self._event("standby" if found.fleet is None else "inventory", found.text)
 
-    def _met(self, found: dict[tuple[str, str], LinkProfile | str]) -> None:
-        self._probed_at = self.clock()
-        self.state = probed(self.state, self.fleet, found, self._probed_at)
-
-    def _take_stock(self) -> dict[str, tuple[int, ...]]:
-        """The blocks on every host's disk; of hosts that do not answer, nothing is known."""
-        found, _ = survey(self.hosts, lambda host: look_into(host, self.cargo.folder(host.name))[1])
-        return {host: self.cargo.blocks_in(files) for host, files in found.items()}
-
-    def _stocked(self, shards: dict[str, tuple[int, ...]]) -> None:
-        self.state = self.state.model_copy(update={"shards": shards})
+    def _view(self) -> View:
+        return View(self.cargo, self._inventory, self._thinker, self.running, self.state, self.clock())
 
     def _may_wait(self, decision: Decision) -> bool:
         """Does the ring serve meanwhile?"""
@@ -171,7 +207,7 @@ class Watch:
     def _try_links(self, state: Mind, target: Split) -> Mind:
         """Where there is no hurry, links that a move would come to depend on are measured before it."""
         for pair in untried(target, self.running):
-            found = meet(self.hosts, self.cargo.inventory, pair, self._sizes)
+            found = self._spare.try_link(self._view(), pair)
             state = probed(state, self.fleet, found, self.clock())
         return state
 
@@ -181,6 +217,7 @@ class Watch:
 
     def _broadcast(self, target: Split, decision: Decision, before: Mind) -> Event:
         start = self.clock()
+        self._spare.chores.make_way(MAKE_WAY)
         timeout = self.cargo.plan.watch.host_timeout
         gone = self.state.thought.now.problems if self.state.thought else {}
         reachable = {
@@ -198,12 +235,13 @@ class Watch:
             return self._event("failed", error.message, decision=decision, split=target)
         self.state = moved(self.state, decision, self.running, self.clock())
         self.running = pushed.split
+        self._leave([name for name in self.hosts if name not in self._inventory.hosts])
         self._telemetry.take(0.0)  # what was said before the move is of no more use
         took = self.clock() - start
         text = "; ".join([f"epoch {self.running.epoch} serves after {took:.1f} s", *pushed.warnings])
         return self._event("moved", text, decision=decision, split=self.running, seconds=took)
 
-    def _event(self, kind: Literal["reading", "keep", "move", "moved", "failed"], text: str, **more: object) -> Event:
+    def _event(self, kind: Kind, text: str, **more: object) -> Event:
         return Event.model_validate(
             {"at": self.clock(), "event": kind, "text": text, "epoch": self.running.epoch, **more}
         )

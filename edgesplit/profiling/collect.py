@@ -43,13 +43,7 @@ def profile(
 ) -> Fleet:
     """The fleet as it is. A host that cannot be used is in `problems`, not an exception. One that lacks the runner's
     packages gets them first."""
-    progress = _Progress(note, "hosts", len(hosts))
-    _, lacking = survey(hosts, lambda host: ensure(host, inventory.hosts[host.name], partial(_of, note, host)))
-    able = {name: host for name, host in hosts.items() if name not in lacking}
-    found, failures = survey(able, lambda host: progress.step(_measure(host, plan, inventory, checkpoint)))
-    profiles = {name: result for name, result in found.items() if isinstance(result, HostProfile)}
-    problems = {name: result for name, result in found.items() if isinstance(result, str)}
-    problems |= {name: error.message.removeprefix(f"{name}: ") for name, error in {**lacking, **failures}.items()}
+    profiles, problems = _measured(hosts, plan, inventory, checkpoint, note)
     sizes = probes.message_sizes(plan, checkpoint.chain)
     links, unreachable = measure_links({name: hosts[name] for name in profiles}, inventory, sizes, note)
     return Fleet(
@@ -64,6 +58,51 @@ def profile(
 
 def _of(note: Note, host: Host, text: str) -> None:
     note(f"{host.name}: {text}")
+
+
+def _measured(
+    hosts: Mapping[str, Host], plan: ModelPlan, inventory: Inventory, checkpoint: Checkpoint, note: Note
+) -> tuple[dict[str, HostProfile], dict[str, str]]:
+    """Hosts alone: what they are like, and why the others cannot be used."""
+    progress = _Progress(note, "hosts", len(hosts))
+    _, lacking = survey(hosts, lambda host: ensure(host, inventory.hosts[host.name], partial(_of, note, host)))
+    able = {name: host for name, host in hosts.items() if name not in lacking}
+    found, failures = survey(able, lambda host: progress.step(_measure(host, plan, inventory, checkpoint)))
+    profiles = {name: result for name, result in found.items() if isinstance(result, HostProfile)}
+    problems = {name: result for name, result in found.items() if isinstance(result, str)}
+    problems |= {name: error.message.removeprefix(f"{name}: ") for name, error in {**lacking, **failures}.items()}
+    return profiles, problems
+
+
+def join(
+    fleet: Fleet,
+    names: Iterable[str],
+    hosts: Mapping[str, Host],
+    plan: ModelPlan,
+    inventory: Inventory,
+    checkpoint: Checkpoint,
+) -> Fleet:
+    """The fleet with further hosts, measured alone and with every host that there is."""
+    new = {name: hosts[name] for name in names}
+    profiles, problems = _measured(new, plan, inventory, checkpoint, lambda _: None)
+    links = {source: dict(row) for source, row in fleet.without(*names).links.items()}
+    sizes = probes.message_sizes(plan, checkpoint.chain)
+    for name in profiles:
+        others = [other for other in links if other in hosts]
+        links[name] = {}
+        for other in others:
+            for (source, target), link in meet(hosts, inventory, (name, other), sizes).items():
+                if isinstance(link, LinkProfile):
+                    links[source][target] = link
+    old = {name: why for name, why in fleet.problems.items() if name not in profiles}
+    return fleet.model_copy(
+        update={
+            "hosts": {**fleet.without(*names).hosts, **profiles},
+            "links": links,
+            "problems": {**old, **problems},
+            "plan": measured_for(checkpoint, plan, inventory),
+        }
+    )
 
 
 class _Progress:

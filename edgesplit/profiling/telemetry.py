@@ -37,29 +37,40 @@ class Telemetry:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._inventory, self._name, self._interval, self._clock = inventory, name, interval, clock
-        self._over = threading.Event()
         self._come = threading.Condition()
         self._heard: dict[str, Heard] = {}
         self._open: dict[str, Lines] = {}
-        self._threads = [
-            threading.Thread(target=self._follow, args=(host,), name=f"telemetry {host.name}", daemon=True)
-            for host in hosts.values()
-        ]
+        self._first = tuple(hosts.values())
+        self._threads: dict[str, tuple[threading.Thread, threading.Event]] = {}
 
     def __enter__(self) -> Telemetry:
-        for thread in self._threads:
-            thread.start()
+        for host in self._first:
+            self.follow(host, self._inventory)
         return self
+
+    def follow(self, host: Host, inventory: Inventory) -> None:
+        """Hear this host too."""
+        self._inventory, over = inventory, threading.Event()
+        thread = threading.Thread(target=self._follow, args=(host, over), name=f"telemetry {host.name}", daemon=True)
+        self._threads[host.name] = thread, over
+        thread.start()
+
+    def forget(self, name: str) -> None:
+        """Hear this host no more."""
+        _, over = self._threads.pop(name)
+        over.set()
+        with self._come:
+            lines = self._open.pop(name, None)
+        if lines is not None:
+            lines.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        with self._come:
-            channels = list(self._open.values())
-        for lines in channels:
-            lines.close()
-        for thread in self._threads:
+        threads = [thread for thread, _ in self._threads.values()]
+        for name in list(self._threads):
+            self.forget(name)
+        for thread in threads:
             thread.join(AGAIN)  # one that is connecting ends by itself
 
     def take(self, seconds: float, of: Iterable[str] = ()) -> dict[str, Heard]:
@@ -74,24 +85,25 @@ class Telemetry:
 
     # --- in a host's thread ---
 
-    def _follow(self, host: Host) -> None:
-        while not self._over.is_set():
+    def _follow(self, host: Host, over: threading.Event) -> None:
+        while not over.is_set():
             try:
-                self._listen(host)
+                self._listen(host, over)
                 why = "its readings ended"
             except (HostError, NoProfile) as error:
                 why = str(error).removeprefix(f"{host.name}: ")
-            self._put(host.name, why)
-            self._over.wait(AGAIN)
+            if not over.is_set():
+                self._put(host.name, why)
+            over.wait(AGAIN)
 
-    def _listen(self, host: Host) -> None:
+    def _listen(self, host: Host, over: threading.Event) -> None:
         spec = self._inventory.hosts[host.name]
         command = probes.stream(spec, f"{spec.work}/{self._name}", self._interval)
         silence = max(LEAST_SILENCE, SILENCES * self._interval)
         lines = host.stream(command, runner_archive().data, silence)
         with self._come:
             self._open[host.name] = lines
-        if self._over.is_set():
+        if over.is_set():
             lines.close()
         for line in lines:
             self._put(host.name, probes.parse_reading(line))

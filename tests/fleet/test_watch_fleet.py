@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from deployments import Deployment, deployment
 from profiles import NAMES
 
 from edgesplit.cli.render import Quiet
-from edgesplit.orchestrator.watch import Event, Watch
+from edgesplit.fleet import Fleet
+from edgesplit.inventory import Inventory
+from edgesplit.orchestrator.moving import blocks_of
+from edgesplit.orchestrator.watch import Event, Surroundings, Watch
+from edgesplit.plan import Pin
 from edgesplit.profiling import capacity
 from edgesplit.profiling.collect import profile
 
@@ -25,17 +30,25 @@ pytestmark = pytest.mark.fleet
 
 PROMPT = [40, 7, 99, 140, 23, 200, 81, 17]
 COUNT = 200
+AS_IT_IS = Surroundings()
 START = ("desk", "desk", "shelf", "shelf", "shelf", "desk")
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else this machine does is no reason to think again."""
+    monkeypatch.setattr(capacity, "_from_load", lambda *_: 1.0)
+    monkeypatch.setattr(capacity, "APART", 1e9)
+
+
 @contextmanager
-def watch_of(made: Deployment) -> Iterator[Watch]:
+def watch_of(made: Deployment, around: Surroundings = AS_IT_IS) -> Iterator[Watch]:
     """A watch with a true profile of this machine, as `edgesplit profile` would have made it."""
     cargo = made.cargo
     fleet = profile(made.hosts, made.plan, cargo.inventory, cargo.checkpoint, time.time(), lambda _: None)
     assert not fleet.problems
     assert made.running is not None
-    with Watch(cargo, fleet, made.hosts, made.running, Quiet()) as watch:
+    with Watch(cargo, fleet, made.hosts, made.running, Quiet(), around) as watch:
         yield watch
 
 
@@ -178,9 +191,64 @@ def test_an_overloaded_host_gives_layers_away(tmp_path: Path, sshd: SshdFarm, mo
         assert all(answer == expected for answer in answers)
 
 
-def test_an_overloaded_trusted_host_keeps_what_is_pinned_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "_from_load", lambda *_: 1.0)  # these hosts share one machine, whatever else it does
-    monkeypatch.setattr(capacity, "APART", 1e9)
+@pytest.mark.usefixtures("alone")
+def test_what_the_loss_of_a_host_would_need_is_there_before(tmp_path: Path) -> None:
+    with deployment(
+        tmp_path, layers=12, pins=(Pin(blocks=("layers.0",)), Pin(blocks=("layers.1",), to="attic"))
+    ) as made:
+        made.push("desk", "desk", "attic", *["shelf"] * 9, "shelf", "desk")
+        undisturbed = made.complete(PROMPT, COUNT)["token_ids"]
+        with watch_of(made) as watch:
+            told = turn_until(watch, "standby")[-1].text
+            assert "ready for the loss of shelf" in told
+            assert "nothing can take the place of attic" in told
+            ahead = watch.state.shards
+            answer = in_mid_answer(made)
+            killed(made)
+            events = turn_until(watch, "moved")
+        move = next(event for event in events if event.event == "move")
+        assert move.decision is not None
+        assert move.decision.moving is not None
+        assert move.decision.moving.sizes == {}
+        assert {host: set(blocks_of(watch.running, host)) - set(ahead[host]) for host in watch.running.hosts} == {
+            "desk": set(),
+            "attic": set(),
+        }
+        assert answer.tokens == undisturbed
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_inventory_that_changes_is_gone_by_at_once(tmp_path: Path) -> None:
+    with deployment(tmp_path, pins=(Pin(blocks=("layers.0-1",)),)) as made:
+        whole = made.cargo.inventory
+
+        def inventory(*names: str, trusted: bool) -> Inventory:
+            hosts = {name: whole.hosts[name] for name in names}
+            return Inventory(hosts={**hosts, "shelf": hosts["shelf"].model_copy(update={"trusted": trusted})})
+
+        made.cargo = replace(made.cargo, inventory=inventory("desk", "shelf", trusted=True))
+        attic = made.hosts.pop("attic")
+        made.push("desk", "desk", "shelf", "shelf", "shelf", "desk")
+        files: list[Inventory] = []
+        kept: list[Fleet] = []
+        around = Surroundings(lambda: files.pop() if files else None, lambda *_: attic, kept.append)
+        with watch_of(made, around) as watch:
+            turn_until(watch, "reading")
+            answer = in_mid_answer(made)
+            files.append(inventory(*NAMES, trusted=True))
+            assert turn_until(watch, "inventory")[-1].text == "attic is new"
+            assert turn_until(watch, "inventory", 120)[-1].text == "attic has been measured"
+            assert set(kept[0].links["attic"]) == {"desk", "shelf"}
+            files.append(inventory(*NAMES, trusted=False))
+            events = turn_until(watch, "moved")
+        assert [event.event for event in events if event.event in ("inventory", "move")] == ["inventory", "move"]
+        assert any("layers.1 may not be on shelf" in event.text for event in events)
+        assert watch.running.placement()[2] == "desk"
+        assert len(answer.tokens) == COUNT
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_overloaded_trusted_host_keeps_what_is_pinned_to_it(tmp_path: Path) -> None:
     with deployment(tmp_path, layers=12) as made:  # so many that a slow host costs more than another hop
         made.push(*["desk"] * 12, "shelf", "desk")
         expected = made.complete(PROMPT, 40)["token_ids"]

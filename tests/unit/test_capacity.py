@@ -17,13 +17,12 @@ from edgesplit.profiling.capacity import (
     State,
     Thresholds,
     Views,
-    news,
     observe,
     probed,
-    remembered,
     slowdown,
     views,
 )
+from edgesplit.profiling.news import news, remembered
 from edgesplit.profiling.probes import Reading, StageReading
 from edgesplit.split import split_from_placement
 

@@ -6,11 +6,12 @@ import pytest
 from profiles import NAMES, fleet
 from test_decide import INVENTORY, PLAN, chain
 
+from edgesplit.orchestrator.likely import standby
 from edgesplit.orchestrator.moving import BEGIN, CHANGE, DISTURBED, OPEN, Moving, Stock, blocks_of, moving
 from edgesplit.orchestrator.verdict import FLUSHED, Failure, Forecast, Mind, Trial, barred, judge, route
 from edgesplit.profiling.capacity import Served, Views
 from edgesplit.revision.cost import evaluate
-from edgesplit.revision.problem import pose
+from edgesplit.revision.problem import Problem, pose
 from edgesplit.split import Split, split_from_placement
 
 HERE = split_from_placement(["desk", "desk", "shelf", "shelf", "attic", "desk"]).at(7)
@@ -118,3 +119,29 @@ def test_what_failed_is_barred_until_the_state_differs_by_a_factor() -> None:
         assert barred(THERE, failures, Views(now=slower, worst=slower)) is still
     elsewhere = split_from_placement(["desk", "desk", "attic", "attic", "attic", "desk"])
     assert not barred(elsewhere, failures, then)
+
+
+# --- what is likely next ---
+
+
+def without(host: str) -> Problem:
+    return pose(chain(), fleet().without(host), PLAN, INVENTORY)
+
+
+def test_for_the_loss_of_each_host_the_weights_it_would_need_are_known() -> None:
+    found = standby(HERE, without)
+    assert set(found.ready) == {"shelf", "attic"}
+    assert set(found.without) == {"desk"}
+    for lost, split in found.ready.items():
+        assert lost not in split.hosts
+        for host in split.hosts:  # all that is needed is there or sent ahead
+            assert blocks_of(split, host) <= blocks_of(HERE, host) | set(found.blocks.get(host, ()))
+    for host, blocks in found.blocks.items():
+        assert not set(blocks) & blocks_of(HERE, host)
+
+
+def test_a_loss_that_nothing_can_answer_is_told() -> None:
+    pinned = PLAN.model_copy(update={"place": {"layers.3": "attic"}})
+    found = standby(HERE, lambda host: pose(chain(), fleet().without(host), pinned, INVENTORY))
+    assert set(found.without) == {"desk", "attic"}
+    assert "attic" in found.without["attic"]

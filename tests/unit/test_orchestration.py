@@ -5,9 +5,10 @@ EDGESPLIT_HISTORIES=2000 tries that many random histories instead of a few.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,13 +21,13 @@ from edgesplit.inventory import Inventory
 from edgesplit.orchestrator.decide import Decision
 from edgesplit.orchestrator.think import Thinker, moved, untried
 from edgesplit.orchestrator.verdict import Mind
-from edgesplit.plan import WatchPolicy
+from edgesplit.plan import Pin, WatchPolicy
 from edgesplit.profiling.capacity import MEMORY, Heard, probed
 from edgesplit.profiling.probes import Reading, StageReading
 from edgesplit.revision.cost import evaluate, violations
 from edgesplit.revision.problem import Problem, pose
 from edgesplit.revision.solver import solve
-from edgesplit.split import Split, Stage
+from edgesplit.split import Split, Stage, split_from_placement
 
 TURN = 2.0  # seconds between two readings
 PROBES = 30.0  # and between two measurements of a link
@@ -74,6 +75,7 @@ class World:
         self.busy = dict.fromkeys(NAMES, 0.0)
         self.spent: dict[tuple[int, int], float] = {}
         self.turns = 0
+        self.tokens: dict[tuple[object, ...], float] = {}
         self.broken = ""
         self.probes = iter(PAIRS)
 
@@ -148,10 +150,11 @@ class World:
 
     def token(self) -> float:
         """Seconds per token as they are, not as a model would have them."""
-        seconds = evaluate(self.running, pose(chain(), self.fleet(), WISH, INVENTORY)).time_per_token_seconds
-        for host in self.running.hosts:
-            seconds *= self.hidden.get(host, 1.0)
-        return seconds
+        key = (self.running.stages, *self.pace.values(), *sorted(self.rtt.items()))
+        if key not in self.tokens:
+            problem = pose(chain(), self.fleet(), WISH, INVENTORY)
+            self.tokens[key] = evaluate(self.running, problem).time_per_token_seconds
+        return math.prod([self.tokens[key], *(self.hidden.get(host, 1.0) for host in self.running.hosts)])
 
     def _spent(self, number: int, stage: Stage) -> float:
         """Ten steps more, as long as they take now."""
@@ -331,3 +334,88 @@ def test_what_serves_without_hidden_troubles_is_not_taken_back() -> None:
     world.run(900)
     assert [decision.action for _, decision in world.moves] != []
     assert "roll back" not in [decision.action for _, decision in world.moves]
+
+
+def test_memory_that_comes_free_is_used_when_it_is_worth_it() -> None:
+    world = World().run(20)
+    (serves,) = set(world.running.hosts) - {"desk"}
+    (other,) = {"shelf", "attic"} - {serves}
+    world.change("room", other, 1e3)
+    world.run(20)
+    world.change("pace", serves, 1.4)  # below every threshold, but worth a move
+    assert world.run(100).moves == []
+    world.change("room", other, 2**33)
+    world.run(MEMORY)
+    assert other in world.running.hosts
+
+
+@pytest.mark.parametrize("kind", ["alive", "heard"])
+def test_a_host_that_comes_back_is_used_when_it_is_worth_it(kind: str) -> None:
+    world = World().run(20)
+    first = world.running
+    (serves,) = set(first.hosts) - {"desk"}
+    (other,) = {"shelf", "attic"} - {serves}
+    if kind == "alive":
+        world.running = split_from_placement(["desk", "desk", other, other, other, "desk"]).at(2)
+    world.change(kind, other, 0)
+    world.run(20)
+    assert other not in world.running.hosts
+    world.change("pace", serves, 4.0)
+    world.run(60)
+    assert other not in world.running.hosts
+    world.change(kind, other, 1)
+    world.run(200)
+    assert other in world.running.hosts
+
+
+def with_inventory(world: World, **trusted: bool) -> None:
+    hosts = {name: spec.model_copy(update={"trusted": trusted.get(name, spec.trusted)})
+             for name, spec in INVENTORY.hosts.items()}  # fmt: skip
+    world.thinker = replace(world.thinker, inventory=Inventory.model_construct(hosts=hosts))
+
+
+def test_blocks_leave_a_host_that_is_no_longer_trusted_at_once() -> None:
+    world = World().run(20)
+    with_inventory(world, shelf=True)
+    pinned = WISH.model_copy(update={"pins": (Pin(blocks=("layers.0-3",)),)})
+    world.running = split_from_placement(["desk", "desk", "shelf", "shelf", "shelf", "desk"]).at(1)
+    world.thinker = replace(world.thinker, plan=pinned)
+    assert world.run(100).moves == []  # as good as any that is allowed
+    with_inventory(world, shelf=False, attic=True)
+    began = world.now
+    world.run(2 * TURN)
+    ((at, made),) = world.moves
+    assert at - began <= TURN
+    assert "may not be on shelf" in made.because
+    assert set(world.running.hosts) == {"desk", "attic"}
+
+
+def test_a_new_host_is_used_when_it_is_worth_it() -> None:
+    world = World()
+    world.thinker = replace(world.thinker, fleet=PROFILE.without("attic"))
+    world.running = split_from_placement(["desk", "desk", "shelf", "shelf", "shelf", "desk"]).at(1)
+    world.run(20)
+    world.change("pace", "shelf", 4.0)
+    world.run(100)
+    assert "attic" not in world.running.hosts
+    world.thinker = replace(world.thinker, fleet=PROFILE)  # it has been measured
+    world.run(60)
+    assert "attic" in world.running.hosts
+    assert "attic can be used" in world.moves[-1][1].because
+
+
+def test_where_no_split_is_possible_what_serves_goes_on_and_it_is_said_once() -> None:
+    world = World().run(20)
+    with_inventory(world)
+    tight = WISH.model_copy(update={"pins": (Pin(blocks=("layers.0-3",)),)})
+    world.thinker = replace(world.thinker, plan=tight)  # desk alone is trusted, and too small
+    told = []
+    for _ in range(50):
+        world.now += TURN
+        world.turns += 1
+        heard = {name: Heard(world.now, world.reading(name)) for name in NAMES}
+        world.state = world.thinker.heed(world.state, heard, world.running)
+        world.state, decision = world.thinker.think(world.state, world.running, world.now)
+        told += [decision] if decision else []
+    assert [decision.action for decision in told] == ["keep"]
+    assert "no split is possible: memory" in told[0].because
