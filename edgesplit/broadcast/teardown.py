@@ -60,17 +60,18 @@ def remove_environments(inventory: Inventory, hosts: Mapping[str, Host]) -> tupl
 
 
 def break_locks(name: str, inventory: Inventory, hosts: Mapping[str, Host]) -> dict[str, str]:
-    """Remove the deployment's lock wherever it is; host -> the note it held.
+    """Remove the deployment's lock wherever it is, and end a watch; host -> who had it.
 
     Raises MovedError when none is held, FleetError when none is found and some host does not answer.
     """
 
     def open_up(host: Host) -> str:
         folder = f"{inventory.hosts[host.name].work}/{name}"
+        watcher = host.run(commands.oust(folder)).strip()
         try:
             note = host.run(commands.read(f"{folder}/lock/note")).strip()
         except CommandFailed:
-            return ""
+            return watcher
         host.run(commands.unlock(folder))
         host.run(commands.audit(folder, f"lock broken: it was held by {note}"))
         return note

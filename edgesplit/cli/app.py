@@ -11,7 +11,22 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from edgesplit.cli import chat, check, deploy, down, generate, init, keys, lab, plan, profile, status, unlock, watch
+from edgesplit.cli import (
+    chat,
+    check,
+    deploy,
+    down,
+    generate,
+    history,
+    init,
+    keys,
+    lab,
+    plan,
+    profile,
+    status,
+    unlock,
+    watch,
+)
 from edgesplit.errors import EdgesplitError
 
 
@@ -90,6 +105,7 @@ app.command("status", epilog="Example: edgesplit status plans/demo.yaml")(status
 app.command("generate", epilog="Example: edgesplit generate plans/demo.yaml 'A stage is' --max-tokens 40")(generate.run)
 app.command("chat", epilog="Example: edgesplit chat plans/demo.yaml --system 'Answer briefly.'")(chat.run)
 app.command("watch", epilog="Example: edgesplit watch plans/demo.yaml --json >> events.jsonl")(watch.run)
+app.command("history", epilog="Example: edgesplit history plans/demo.yaml -n 50")(history.run)
 app.command("down", epilog="Example: edgesplit down plans/demo.yaml -y")(down.run)
 app.command("unlock", epilog="Example: edgesplit unlock plans/demo.yaml")(unlock.run)
 app.add_typer(keys.app, name="keys")

@@ -9,7 +9,7 @@ import typer
 from edgesplit.cli.options import AcceptNew, Inventory, Json, Plan
 
 if TYPE_CHECKING:
-    from edgesplit.orchestrator.watch import Event
+    from edgesplit.orchestrator.event import Event
 
 
 def run(
@@ -53,7 +53,7 @@ def run(
             lambda name, spec: door(name, spec, accept_new=accept_new),
             space.keep,
         )
-        watch = resources.enter_context(Watch(cargo, fleet, hosts, split_of(kept), Quiet(), around))
+        watch = resources.enter_context(Watch(cargo, fleet, hosts, split_of(kept), Quiet(), around, claim=not dry_run))
         talk.print(f"watching epoch {kept.epoch} of {space.plan.name}; Ctrl-C stops watching")
         try:
             while True:

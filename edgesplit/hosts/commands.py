@@ -157,6 +157,26 @@ def audit(folder: str, line: str) -> Command:
     )
 
 
+def append(file: str, most: int) -> Command:
+    """Add standard input to a log, and keep no more than its last lines."""
+    log = path(file)
+    return Command(
+        f"write {file}",
+        f'umask 077 && f={log} && cat >> "$f" && if [ "$(wc -l < "$f")" -gt {most + most // 10} ]; then '
+        f'tail -n {most} "$f" > "$f.new" && mv "$f.new" "$f"; fi',
+    )
+
+
+def oust(folder: str) -> Command:
+    """End the channel through which somebody watches, and print who it was; nothing where nobody does."""
+    return Command(
+        "end the watch",
+        f'f={path(folder + "/watcher")}; p=$(sed -n 2p "$f" 2>/dev/null); '
+        "case \"$(tr '\\0' ' ' < /proc/${p:-0}/cmdline 2>/dev/null)\" in *' stream '*) "
+        'head -n 1 "$f"; kill $p;; esac',
+    )
+
+
 # --- the runner -------------------------------------------------------------------------------------------------------
 
 

@@ -201,7 +201,9 @@ def _weigh(why: str, ways: tuple[Way, ...], phi: float, running: Split, policy: 
     ways_left = [way for way in others if not way.failed and not way.moving.short]
     best = max(ways_left or others, key=lambda way: worth[id(way)])
     gain, net = 1 - best.phi / phi, worth[id(best)]
-    if net < policy.min_gain:
+    if gain <= 0:
+        said = "nothing that could be reached is better"
+    elif net < policy.min_gain:
         said = f"the best move wins only {gain:.0%}, less {gain - net:.1%} for moving (at least {policy.min_gain:.0%})"
     elif best.failed:
         said = "the best move was tried, and did not bring what was forecast"

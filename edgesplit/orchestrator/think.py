@@ -184,14 +184,14 @@ class Thinker:
         if found is None and now - trial.since < WATCHED:
             return mind, None
         mind = mind.model_copy(update={"trial": None})
-        if not found:
-            return mind, None
+        if found is None or not found.failed:
+            return mind, Decision(action="keep", because=found.text) if found and found.text else None
         failure = Failure(route=route(running), views=seen)
         mind = mind.model_copy(update={"failures": (*mind.failures, failure)[-REMEMBERED:]})
         heard = all(not mind.host(name).away(now, self.plan.watch.host_timeout) for name in trial.origin.hosts)
         if not heard or running_phi(trial.origin, self._problem(seen.now)) is None:
             return mind, None
-        return mind, Decision(action="roll back", because=found, target=trial.origin)
+        return mind, Decision(action="roll back", because=found.text, target=trial.origin)
 
 
 def _ready(running: Split, problem: Problem, stock: Stock) -> Solution | None:

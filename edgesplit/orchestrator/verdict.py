@@ -85,22 +85,30 @@ def typical(served: Sequence[Served], window: int) -> Served | None:
     )
 
 
-def judge(mind: Mind, window: int, price: Callable[[Split], float | None], running: Split) -> str | None:
-    """None: too early to tell. "": it brought what was forecast, or nobody can tell. Else what it brought instead."""
+class Verdict(Value):
+    """`text`: what was measured, beside what was forecast; "" where the two cannot be compared."""
+
+    failed: bool = False
+    text: str = ""
+
+
+def judge(mind: Mind, window: int, price: Callable[[Split], float | None], running: Split) -> Verdict | None:
+    """None: too early to tell."""
     trial = mind.trial
     if trial is None:
-        return ""
+        return Verdict()
     fresh = [one for one in mind.served if one.tokens >= trial.tokens + FLUSHED]
     found, told = typical(fresh, window), trial.forecast
     if found is None:
         return None
     old, new = price(trial.origin), price(running)
     if old is None or new is None or found.load > BUSIER * told.load:
-        return ""
+        return Verdict()
     was, said = (told.measured * each / told.model for each in (old, new))
-    if said >= was or was - found.seconds >= ENOUGH * (was - said):
-        return ""
-    return (
-        f"the move to epoch {running.epoch} brought {format_time(found.seconds)} per token, not "
-        f"{format_time(said)} as forecast; epoch {trial.origin.epoch} would give {format_time(was)}"
+    failed = said < was and was - found.seconds < ENOUGH * (was - said)
+    text = (
+        f"the move to epoch {running.epoch} brought {format_time(found.seconds)} per token, "
+        f"{'not ' if failed else ''}{format_time(said)} {'as ' if failed else 'were '}forecast; "
+        f"epoch {trial.origin.epoch} would give {format_time(was)}"
     )
+    return Verdict(failed=failed, text=text)

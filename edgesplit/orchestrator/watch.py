@@ -5,26 +5,27 @@ Must not know: how events are shown, what a threshold is (decide.py does), how a
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Literal
-
-from pydantic import Field
 
 from edgesplit.broadcast.cargo import Cargo
+from edgesplit.broadcast.note import signature
 from edgesplit.broadcast.push import push
 from edgesplit.broadcast.scene import look, served
 from edgesplit.broadcast.transition import Progress
-from edgesplit.errors import EdgesplitError, InfeasibleError, InputError, ServingError
+from edgesplit.errors import EdgesplitError, InfeasibleError, InputError, MovedError, ServingError
 from edgesplit.fleet import Fleet
 from edgesplit.hosts.fanout import door
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import HostSpec, Inventory
 from edgesplit.orchestrator.admission import changes, together
 from edgesplit.orchestrator.decide import FIRST, Decision
+from edgesplit.orchestrator.event import Event, Kind, inputs
+from edgesplit.orchestrator.history import History
 from edgesplit.orchestrator.spare import SpareTime, View
 from edgesplit.orchestrator.think import Thinker, moved, untried
 from edgesplit.orchestrator.verdict import Mind
@@ -33,26 +34,9 @@ from edgesplit.profiling.probes import Reading
 from edgesplit.profiling.telemetry import Telemetry
 from edgesplit.revision.problem import pose
 from edgesplit.split import Split
-from edgesplit.values import Value
 
 URGENT = 0.5  # seconds of a turn while the ring is broken
 MAKE_WAY = 5.0  # seconds given to what is done in spare time, before a move
-
-
-Kind = Literal["reading", "keep", "move", "moved", "failed", "inventory", "standby"]
-
-
-class Event(Value):
-    """One thing that happened; `--json` prints one a line."""
-
-    at: float
-    event: Kind
-    text: str
-    epoch: int
-    readings: dict[str, Reading | str] = Field(default_factory=dict)
-    decision: Decision | None = None
-    split: Split | None = None
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,13 +59,16 @@ class Watch:
     running: Split
     progress: Progress
     around: Surroundings = Surroundings()
+    claim: bool = True  # be the only one that watches
     clock: Callable[[], float] = time.time
     state: Mind = field(default_factory=Mind)
 
     def __post_init__(self) -> None:
         cargo = self.cargo
         self._inventory = cargo.inventory
-        self._telemetry = Telemetry(self.hosts, cargo.inventory, cargo.plan.name, cargo.plan.watch.interval, self.clock)
+        watcher = (cargo.plan.entry, signature(f"watch, process {os.getpid()}")) if self.claim else None
+        self._telemetry = Telemetry(self.hosts, cargo, watcher, self.clock)
+        self._history = History(self.hosts[cargo.plan.entry], cargo.folder(cargo.plan.entry))
         self._resources = ExitStack()
         unknown = set(self.hosts) - set(self.fleet.hosts)
         self._spare = SpareTime(self.hosts, self.clock(), due=dict.fromkeys(unknown, self.clock()))
@@ -93,6 +80,7 @@ class Watch:
         self._thinker = Thinker(self.cargo.checkpoint.chain, fleet, self.cargo.plan, self._inventory)
 
     def __enter__(self) -> Watch:
+        self._resources.enter_context(self._history)
         self._resources.enter_context(self._spare.chores)
         self._resources.enter_context(self._telemetry)
         return self
@@ -104,7 +92,13 @@ class Watch:
 
     def round(self, *, dry_run: bool = False) -> Iterator[Event]:
         """One turn of the loop, of at most an interval; the events as they happen. Raises ServingError when the
-        deployment is gone."""
+        deployment is gone, MovedError when somebody else watches it."""
+        for event in self._turn(dry_run=dry_run):
+            if event.event != "reading" and not dry_run:
+                self._history.note(event)
+            yield event
+
+    def _turn(self, *, dry_run: bool) -> Iterator[Event]:
         yield from self._reread()
         heard = self._measure()
         now = self.clock()
@@ -117,10 +111,12 @@ class Watch:
         if decision is None:
             yield from self._idle(act=not dry_run)
             return
+        known = inputs(self.state, self.running)
         if decision.target is None:
-            yield self._event("keep", decision.because, decision=decision)
+            yield self._event("keep", decision.because, decision=decision, inputs=known)
             return
-        yield self._event("move", f"{decision.action}: {decision.because}", decision=decision, split=decision.target)
+        text = f"{decision.action}: {decision.because}"
+        yield self._event("move", text, decision=decision, split=decision.target, inputs=known)
         if not dry_run:
             yield self._broadcast(decision.target, decision, before)
 
@@ -165,6 +161,9 @@ class Watch:
             heard = self._telemetry.take(self.cargo.plan.watch.interval, [self.running.entry])
         else:
             heard = self._telemetry.take(URGENT, self.running.hosts)
+        if self._telemetry.rival:
+            hint = "that one goes on; if its machine is gone: edgesplit unlock"
+            raise MovedError(f"{self.cargo.name} is watched by {self._telemetry.rival}", hint)
         entry = heard.get(self.running.entry)
         if entry is not None:
             self._follow(entry.what)

@@ -179,9 +179,16 @@ class Reading(Value):
     time_per_token: float | None = None  # entry only: median of the recent ones, seconds
 
 
-def stream(spec: HostSpec, folder: str, interval: float) -> Command:
-    """Readings of the host and of the runner in this folder, a line each, for ever; standard input is the archive."""
-    return commands.measure(spec.interpreter, "stream", {"folder": folder, "interval": interval})
+def stream(spec: HostSpec, folder: str, interval: float, watcher: str = "") -> Command:
+    """Readings of the host and of the runner in this folder, a line each, for ever; standard input is the archive.
+    `watcher`: who reads them claims the deployment for itself."""
+    claim = {"watcher": watcher} if watcher else {}
+    return commands.measure(spec.interpreter, "stream", {"folder": folder, "interval": interval, **claim})
+
+
+def parse_rival(text: str) -> str:
+    """Who watches already, "" in any other line."""
+    return str(_object(text).get("watched", "")) if '"watched"' in text else ""
 
 
 def parse_reading(text: str) -> Reading:

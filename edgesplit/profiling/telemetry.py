@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 
 from edgesplit.broadcast.archive import runner_archive
+from edgesplit.broadcast.cargo import Cargo
 from edgesplit.errors import HostError
 from edgesplit.hosts.host import Host
 from edgesplit.hosts.lines import Lines
@@ -26,17 +27,21 @@ AGAIN = 2.0  # seconds before a channel that broke is opened again
 
 
 class Telemetry:
-    """Readings of all hosts; a thread for each waits for its lines. `clock`: seconds since the epoch."""
+    """Readings of all hosts; a thread for each waits for its lines. `clock`: seconds since the epoch.
+
+    `watcher`: (host, note): who reads that host's readings claims to be the only one that watches; `rival`: the note of
+    another one, who was first."""
 
     def __init__(
         self,
         hosts: Mapping[str, Host],
-        inventory: Inventory,
-        name: str,
-        interval: float,
+        cargo: Cargo,
+        watcher: tuple[str, str] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._inventory, self._name, self._interval, self._clock = inventory, name, interval, clock
+        self._inventory, self._name, self._clock = cargo.inventory, cargo.name, clock
+        self._interval, self._watcher = cargo.plan.watch.interval, watcher
+        self.rival = ""
         self._come = threading.Condition()
         self._heard: dict[str, Heard] = {}
         self._open: dict[str, Lines] = {}
@@ -98,7 +103,8 @@ class Telemetry:
 
     def _listen(self, host: Host, over: threading.Event) -> None:
         spec = self._inventory.hosts[host.name]
-        command = probes.stream(spec, f"{spec.work}/{self._name}", self._interval)
+        claim = self._watcher[1] if self._watcher and self._watcher[0] == host.name else ""
+        command = probes.stream(spec, f"{spec.work}/{self._name}", self._interval, claim)
         silence = max(LEAST_SILENCE, SILENCES * self._interval)
         lines = host.stream(command, runner_archive().data, silence)
         with self._come:
@@ -106,7 +112,9 @@ class Telemetry:
         if over.is_set():
             lines.close()
         for line in lines:
-            self._put(host.name, probes.parse_reading(line))
+            self.rival = probes.parse_rival(line) or self.rival
+            if not self.rival:
+                self._put(host.name, probes.parse_reading(line))
 
     def _put(self, name: str, what: Reading | str) -> None:
         with self._come:

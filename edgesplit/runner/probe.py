@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .claim import claim
 from .control import ask
 
 RUNNER_SECONDS = 3.0  # a runner answers in milliseconds; one that is frozen never does
@@ -65,8 +66,12 @@ def probe(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def stream(arguments: dict[str, Any]) -> None:
-    """A reading a line: every `interval` seconds, and at once when the runner's epochs change; until nobody reads."""
+    """A reading a line: every `interval` seconds, and at once when the runner's epochs change; until nobody reads.
+    With {"watcher"}, only while nobody else watches."""
     due, told = 0.0, ""
+    if rival := claim(arguments):
+        print(json.dumps({"watched": rival}), flush=True)
+        return
     while True:
         reading = probe(arguments)
         news = _news(reading)

@@ -20,8 +20,9 @@ from profiles import NAMES
 from edgesplit.cli.render import Quiet
 from edgesplit.fleet import Fleet
 from edgesplit.inventory import Inventory
+from edgesplit.orchestrator.event import Event
 from edgesplit.orchestrator.moving import blocks_of
-from edgesplit.orchestrator.watch import Event, Surroundings, Watch
+from edgesplit.orchestrator.watch import Surroundings, Watch
 from edgesplit.plan import Pin
 from edgesplit.profiling import capacity
 from edgesplit.profiling.collect import profile

@@ -42,6 +42,7 @@ PURE = {
         "orchestrator.verdict",
         "orchestrator.admission",
         "orchestrator.likely",
+        "orchestrator.event",
         "broadcast.transition",
         "broadcast.forecast",
         "broadcast.signing",

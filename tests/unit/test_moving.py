@@ -8,7 +8,7 @@ from test_decide import INVENTORY, PLAN, chain
 
 from edgesplit.orchestrator.likely import standby
 from edgesplit.orchestrator.moving import BEGIN, CHANGE, DISTURBED, OPEN, Moving, Stock, blocks_of, moving
-from edgesplit.orchestrator.verdict import FLUSHED, Failure, Forecast, Mind, Trial, barred, judge, route
+from edgesplit.orchestrator.verdict import FLUSHED, Failure, Forecast, Mind, Trial, Verdict, barred, judge, route
 from edgesplit.profiling.capacity import Served, Views
 from edgesplit.revision.cost import evaluate
 from edgesplit.revision.problem import Problem, pose
@@ -83,19 +83,26 @@ def tried(seconds: float, *, tokens: int = 1000 + FLUSHED, load: float = 2, coun
 
 @pytest.mark.parametrize("seconds", [0.04, 0.05, 0.074])
 def test_half_of_the_forecast_gain_is_enough(seconds: float) -> None:
-    assert judge(tried(seconds), 5, lambda split: 0.04 if split.epoch == 8 else 0.08, THERE.at(8)) == ""
+    found = judge(tried(seconds), 5, lambda split: 0.04 if split.epoch == 8 else 0.08, THERE.at(8))
+    assert found is not None
+    assert not found.failed
+    assert "50 ms were forecast; epoch 7 would give 100 ms" in found.text
 
 
 def test_less_than_that_is_told_with_its_numbers() -> None:
     said = judge(tried(0.09), 5, lambda split: 0.04 if split.epoch == 8 else 0.08, THERE.at(8))
-    assert said == "the move to epoch 8 brought 90 ms per token, not 50 ms as forecast; epoch 7 would give 100 ms"
+    assert said is not None
+    assert said.failed
+    assert said.text == "the move to epoch 8 brought 90 ms per token, not 50 ms as forecast; epoch 7 would give 100 ms"
 
 
 def test_a_move_is_not_blamed_for_what_changed_since() -> None:
     worse = {7: 0.24, 8: 0.12}  # all has become three times as slow
-    assert judge(tried(0.15), 5, lambda split: worse[split.epoch], THERE.at(8)) == ""
     useless = {7: 0.08, 8: 0.09}  # the model itself has turned: thresholds and gains decide
-    assert judge(tried(0.2), 5, lambda split: useless[split.epoch], THERE.at(8)) == ""
+    for mind, prices in ((tried(0.15), worse), (tried(0.2), useless)):
+        found = judge(mind, 5, lambda split, prices=prices: prices[split.epoch], THERE.at(8))
+        assert found is not None
+        assert not found.failed
 
 
 @pytest.mark.parametrize(
@@ -103,11 +110,11 @@ def test_a_move_is_not_blamed_for_what_changed_since() -> None:
     [
         (tried(0.2, count=4), None),
         (tried(0.2, tokens=1000), None),  # the entry's median still holds tokens of the old epoch
-        (tried(0.2, load=3), ""),  # more is asked: before and after are not alike
-        (Mind(), ""),
+        (tried(0.2, load=3), Verdict()),  # more is asked: before and after are not alike
+        (Mind(), Verdict()),
     ],
 )
-def test_it_is_judged_once_there_is_enough_that_is_alike(mind: Mind, answer: str | None) -> None:
+def test_it_is_judged_once_there_is_enough_that_is_alike(mind: Mind, answer: Verdict | None) -> None:
     assert judge(mind, 5, lambda split: 0.04 if split.epoch == 8 else 0.08, THERE.at(8)) == answer
 
 
