@@ -16,6 +16,7 @@ from edgesplit.cli import (
     check,
     deploy,
     down,
+    evaluate,
     generate,
     history,
     init,
@@ -110,6 +111,7 @@ app.command("down", epilog="Example: edgesplit down plans/demo.yaml -y")(down.ru
 app.command("unlock", epilog="Example: edgesplit unlock plans/demo.yaml")(unlock.run)
 app.add_typer(keys.app, name="keys")
 app.add_typer(lab.app, name="lab")
+app.command("evaluate", epilog="Example: edgesplit evaluate plans/evaluation/emergency.yaml --repeat 2")(evaluate.run)
 
 
 @app.callback(invoke_without_command=True)

@@ -30,16 +30,28 @@ def greedy(
 ) -> list[int]:
     """What `generate` of the whole model answers. `made`: the shards, where it is quantised. `past_end`: as if there
     were no end token. Raises ModelError."""
+    with whole(checkpoint, made) as answer:
+        return answer(prompt, count, past_end)
+
+
+@contextlib.contextmanager
+def whole(checkpoint: Checkpoint, made: Callable[[], Cut]) -> Iterator[Callable[[Sequence[int], int, bool], list[int]]]:
+    """`greedy`, for many prompts: (prompt, count, past_end) -> answer."""
     with _quiet(), contextlib.ExitStack() as stack:
         model = (
             _plain(checkpoint)
             if checkpoint.chain.quantization is None
             else stack.enter_context(_quantised(checkpoint, made()))
         )
-        ids = torch.tensor([[*prompt]])
-        more: dict[str, Any] = {"eos_token_id": None} if past_end else {}
-        whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, **more)
-        return [int(token) for token in whole[0, len(prompt) :]]
+
+        def answer(prompt: Sequence[int], count: int, past_end: bool) -> list[int]:
+            ids = torch.tensor([[*prompt]])
+            more: dict[str, Any] = {"eos_token_id": None} if past_end else {}
+            mask = torch.ones_like(ids)
+            found = model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, **more)
+            return [int(token) for token in found[0, len(prompt) :]]
+
+        yield answer
 
 
 def _plain(checkpoint: Checkpoint) -> Any:

@@ -158,12 +158,8 @@ class Problem:
 def pose(chain: Chain, fleet: Fleet, plan: ModelPlan, inventory: Inventory) -> Problem:
     """Raises InputError for a pin or an entry that makes no sense, InfeasibleError when the entry cannot be used."""
     _check_entry(plan, inventory)
-    pins = (
-        *(Pinned(_pin_blocks(chain, pin.blocks, "pins"), pin.to) for pin in plan.pins),
-        *(Pinned(_pin_blocks(chain, [name], "place"), host, "place") for name, host in plan.place.items()),
-    )
+    pins, legal = _pinned(chain, plan), permitted(chain, plan, inventory)
     avoided = _avoided(plan, inventory)
-    legal = tuple(_together(chain, _legal_hosts(chain, plan.entry, pins, inventory)))
     usable = sorted(set(fleet.hosts) & set(inventory.hosts) - set(fleet.problems) - avoided)
     problems = {**fleet.problems, **dict.fromkeys(avoided, "the plan avoids it")}
     unusable = {name: problems.get(name, "not measured") for name in inventory.hosts if name not in usable}
@@ -239,6 +235,18 @@ def _avoided(plan: ModelPlan, inventory: Inventory) -> set[str]:
             if to == name:
                 raise InputError(f"avoid: {name} is to hold blocks by `{key}`", "one of the two must go")
     return set(plan.avoid)
+
+
+def permitted(chain: Chain, plan: ModelPlan, inventory: Inventory) -> tuple[frozenset[str], ...]:
+    """Per block, the hosts that may hold it (eq. 6 and 10). Raises InputError."""
+    return tuple(_together(chain, _legal_hosts(chain, plan.entry, _pinned(chain, plan), inventory)))
+
+
+def _pinned(chain: Chain, plan: ModelPlan) -> tuple[Pinned, ...]:
+    return (
+        *(Pinned(_pin_blocks(chain, pin.blocks, "pins"), pin.to) for pin in plan.pins),
+        *(Pinned(_pin_blocks(chain, [name], "place"), host, "place") for name, host in plan.place.items()),
+    )
 
 
 def _legal_hosts(chain: Chain, entry: str, pins: tuple[Pinned, ...], inventory: Inventory) -> list[frozenset[str]]:

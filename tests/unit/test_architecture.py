@@ -59,6 +59,7 @@ PURE = {
         "runner.families",
         "runner.typical",
     ),
+    *("evaluation.record", "evaluation.metrics", "evaluation.charts"),
     *(name for name in MODULES if name.startswith("revision.") and not name.endswith("__init__")),
 }
 IMPURE = {
@@ -72,13 +73,14 @@ VALUES = {"inventory", "plan"}  # they can read their file too, but pure modules
 
 # Which folders a folder may import; "" are the modules beside the folders.
 MAY_IMPORT = {
-    "cli": {"", "orchestrator", "profiling", "revision", "broadcast", "hosts", "model", "lab"},
+    "cli": {"", "orchestrator", "profiling", "revision", "broadcast", "hosts", "model", "lab", "evaluation"},
     "orchestrator": {"", "profiling", "revision", "broadcast", "hosts", "model"},
     "profiling": {"", "broadcast", "hosts", "model"},
     "revision": {"", "model"},
     "broadcast": {"", "hosts", "model", "runner"},
     "hosts": {""},
     "lab": {""},
+    "evaluation": {"", "revision", "model", "lab"},
     "model": {"", "runner"},
     "runner": set[str](),
     "installer": set[str](),

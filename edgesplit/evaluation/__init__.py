@@ -1,0 +1,1 @@
+"""Scripted scenarios on the lab, static and adaptive: the paper's use cases and expected results, measured."""
