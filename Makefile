@@ -3,13 +3,15 @@
 # make check   format, lint, types, architecture, unit tests: before each commit
 # make lint    the first three of these
 # make bench-lab  how exact the lab is (docs/lab.md); any tests/bench/NAME.py is bench-NAME
+# make evaluate   the paper's three use cases on the lab, static and adaptive; writes docs/evaluation.md. Needs root.
+#                 SCENARIO=my.yaml: another one; REPEAT=3: as many repetitions. What is done already is kept
 # make soak    twenty minutes of clients that come and go while epochs change
 # make tools   what the tests need of the system, through apt; only root can
 # make models  every model family transformers knows, cut and compared; writes docs/models.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint models soak tools clean
+.PHONY: demo test check lint evaluate models soak tools clean
 
 demo: .venv/ready
 	$(BIN)/python plans/demo/demo.py
@@ -30,6 +32,13 @@ lint: .venv/ready
 # prints a table, writes build/bench/NAME.json
 bench-%: .venv/ready
 	PYTHONPATH=tests $(BIN)/python tests/bench/$*.py
+
+SCENARIO ?= plans/evaluation/emergency.yaml plans/evaluation/manufacturing.yaml plans/evaluation/roadside.yaml
+REPEAT ?= 2
+REPORT ?= $(if $(filter file,$(origin SCENARIO)),docs/evaluation.md,build/evaluation/report.md)
+
+evaluate: .venv/ready
+	$(BIN)/edgesplit evaluate $(SCENARIO) --repeat $(REPEAT) --report $(REPORT)
 
 # sshd and ssh, `ip` for the lab, `ps`; whoever is not root has them or goes without.
 tools:

@@ -24,6 +24,7 @@ from edgesplit.cli import (
     lab,
     plan,
     profile,
+    simulate,
     status,
     unlock,
     watch,
@@ -111,6 +112,7 @@ app.command("down", epilog="Example: edgesplit down plans/demo.yaml -y")(down.ru
 app.command("unlock", epilog="Example: edgesplit unlock plans/demo.yaml")(unlock.run)
 app.add_typer(keys.app, name="keys")
 app.add_typer(lab.app, name="lab")
+app.command("simulate", epilog="Example: edgesplit simulate --hosts 10,100,1000 --json")(simulate.run)
 app.command("evaluate", epilog="Example: edgesplit evaluate plans/evaluation/emergency.yaml --repeat 2")(evaluate.run)
 
 

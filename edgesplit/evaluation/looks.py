@@ -71,4 +71,3 @@ def _busy(before: LabStatus, now: LabStatus, name: str, seconds: float) -> float
     old, new = before.hosts[name], now.hosts[name]
     used = new.cpu_seconds - (old.cpu_seconds if new.cpu_seconds >= old.cpu_seconds else 0.0)
     return used / (seconds * new.cores)
-

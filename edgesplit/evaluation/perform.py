@@ -28,7 +28,7 @@ from edgesplit.lab import machine
 from edgesplit.lab.down import down
 from edgesplit.lab.lab import Lab
 
-WATCHING = 60.0  # seconds for `watch` to have heard of its hosts
+WATCHING = 60.0  # seconds for `watch` to have heard of its hosts, and to bring weights ahead
 LEAD = 3.0  # seconds between the clients' task and the first moment
 MOST_TURNS = 400  # different requests of a client of a closed loop; then they come again
 
@@ -140,6 +140,8 @@ class Repetition:
             while '"reading"' not in events.read_text():
                 if watch.poll() is not None or time.monotonic() > end:
                     raise EdgesplitError("`edgesplit watch` does not watch", f"see {self.folder}")
+                time.sleep(0.2)
+            while '"event":"standby"' not in events.read_text() and time.monotonic() < end:
                 time.sleep(0.2)
             yield
 

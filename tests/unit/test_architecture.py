@@ -73,7 +73,18 @@ VALUES = {"inventory", "plan"}  # they can read their file too, but pure modules
 
 # Which folders a folder may import; "" are the modules beside the folders.
 MAY_IMPORT = {
-    "cli": {"", "orchestrator", "profiling", "revision", "broadcast", "hosts", "model", "lab", "evaluation"},
+    "cli": {
+        "",
+        "orchestrator",
+        "profiling",
+        "revision",
+        "broadcast",
+        "hosts",
+        "model",
+        "lab",
+        "evaluation",
+        "simulation",
+    },
     "orchestrator": {"", "profiling", "revision", "broadcast", "hosts", "model"},
     "profiling": {"", "broadcast", "hosts", "model"},
     "revision": {"", "model"},
@@ -81,6 +92,7 @@ MAY_IMPORT = {
     "hosts": {""},
     "lab": {""},
     "evaluation": {"", "revision", "model", "lab"},
+    "simulation": {"", "orchestrator", "profiling", "revision", "model"},
     "model": {"", "runner"},
     "runner": set[str](),
     "installer": set[str](),

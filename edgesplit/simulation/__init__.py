@@ -1,0 +1,1 @@
+"""Simulated fleets under the planner and the orchestrator that run real ones."""
