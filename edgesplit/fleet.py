@@ -137,7 +137,8 @@ class Fleet(Value):
 
     `unreachable`: why, of links between hosts that can be used, as unreachable[source][target]. `problems`: host -> why
     it cannot be used. `measured_at`: seconds since the epoch. `slowdown`: host -> factor on its compute times as seen
-    since (1.0 when not named). `learned`: what earlier deployments taught about the profile itself.
+    since (1.0 when not named). `uplinks`: bytes per second from the controller to a host, through SSH. `learned`: what
+    earlier deployments taught about the profile itself.
     """
 
     hosts: dict[Name, HostProfile]
@@ -145,6 +146,7 @@ class Fleet(Value):
     unreachable: dict[Name, dict[Name, str]] = Field(default_factory=dict)
     problems: dict[Name, str] = Field(default_factory=dict)
     slowdown: dict[Name, Nonnegative] = Field(default_factory=dict)
+    uplinks: dict[Name, Nonnegative] = Field(default_factory=dict)
     learned: Learned = Learned()
     measured_at: float
     plan: str  # digest of what the times depend on: checkpoint, dtype, workload

@@ -6,7 +6,8 @@ Must not know: why this split (revision), how a host is reached (hosts), how pro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -16,14 +17,16 @@ from edgesplit.broadcast.access import check_closed
 from edgesplit.broadcast.authority import Secrets, command_key, shard_key
 from edgesplit.broadcast.cargo import KEPT, Cargo
 from edgesplit.broadcast.environment import ensure
+from edgesplit.broadcast.forecast import from_peers
+from edgesplit.broadcast.gifts import End, hand_over
 from edgesplit.broadcast.keyring import host_keys, secrets_of
 from edgesplit.broadcast.note import now, signature
-from edgesplit.broadcast.remote import NotServing, status
+from edgesplit.broadcast.remote import NotServing, look_into, status
 from edgesplit.broadcast.scene import Scene
 from edgesplit.broadcast.ship import Shipment
 from edgesplit.broadcast.signing import NOTHING
 from edgesplit.broadcast.starting import start, stop
-from edgesplit.broadcast.transition import Phase, Progress, Step, transition
+from edgesplit.broadcast.transition import Gift, Phase, Progress, Step, transition
 from edgesplit.broadcast.words import Words
 from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, FleetError, HostError, MovedError, Unreachable
 from edgesplit.hosts import commands
@@ -48,6 +51,13 @@ class Pushed:
     warnings: tuple[str, ...] = ()
 
 
+def steps_to(cargo: Cargo, target: Split, scene: Scene) -> tuple[Step, ...]:
+    """What will be done to bring up `target`, whose epoch is set."""
+    needs, fleet = cargo.needs(target), scene.fleet
+    givers = {} if fleet is None else from_peers(scene.presences, needs, fleet, cargo.archive.name)
+    return transition(scene.running, target, scene.presences, needs, givers)
+
+
 def push(
     cargo: Cargo, target: Split, hosts: Mapping[str, Host], scene: Scene, progress: Progress, *, reason: str
 ) -> Pushed:
@@ -61,7 +71,7 @@ def push(
     absent = [host for host in target.hosts if host not in hosts]
     if absent:
         raise DeployError(f"{', '.join(absent)} cannot be reached and the split needs it")
-    steps = transition(scene.running, target, scene.presences, cargo.needs(target))
+    steps = steps_to(cargo, target, scene)
     check_closed(cargo.manifest(target, {}).service, scene.presences[target.entry].objects)
     act = _Act(cargo, target, hosts, scene, progress, reason)
     try:
@@ -103,11 +113,13 @@ class _Act:
     secrets: Secrets | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     words: Words | None = None
+    giving: dict[str, threading.Lock] = field(default_factory=dict)  # a host gives to one other at a time
 
     def carry_out(self, phase: Phase, steps: Sequence[Step]) -> None:
         """One phase on all its hosts at once."""
         if phase is Phase.SHIP:
-            sizes = {step.host: step.size for step in steps}
+            sizes = {step.host: step.size + sum(gift.size for gift in step.gifts) for step in steps}
+            self.giving = {gift.peer: threading.Lock() for step in steps for gift in step.gifts}
             each({name: self.hosts[name] for name in sizes}, lambda host: self._room(host, sizes[host.name]))
             self._keys()
         self.shipping = phase is Phase.SHIP
@@ -181,16 +193,37 @@ class _Act:
         return int(host.run(commands.free_space(self._folder(host))).strip() or 0)
 
     def _ship(self, host: Host, step: Step) -> None:
+        self._send(host, step, step.objects, self.scene.presences[host.name].parts)
+        for gift in step.gifts:
+            self._let_give(host, step, gift)
+
+    def _send(self, host: Host, step: Step, objects: Iterable[str], parts: Mapping[str, int]) -> None:
         Shipment(
             host,
             self.cargo.inventory.hosts[host.name],
             self._folder(host),
             self.cargo.archive.name,
-            [self.cargo.things[path] for path in step.objects],
+            [self.cargo.things[path] for path in objects],
             lambda size: self.progress.sent(step, size),
             partial(shard_key, self._known),
-            dict(self.scene.presences[host.name].parts),
+            dict(parts),
         ).carry_out()
+
+    def _let_give(self, host: Host, step: Step, gift: Gift) -> None:
+        """A peer's gift; what of it does not arrive is sent from here."""
+        note = partial(self.progress.note, step)
+        giver = self.hosts[gift.peer]
+        try:
+            with self.giving[gift.peer]:
+                things = [self.cargo.things[path] for path in gift.objects]
+                hand_over(things, self._end(giver), self._end(host), partial(shard_key, self._known), note)
+        except HostError as error:
+            note(f"not from {gift.peer}: {error.message}")
+            _, there, parts = look_into(host, self._folder(host))
+            self._send(host, step, set(gift.objects) - there, parts)
+
+    def _end(self, host: Host) -> End:
+        return End(host, self.cargo.inventory.hosts[host.name], self._folder(host), self.cargo.archive.name)
 
     def _collect_garbage(self) -> None:
         """On every host that has something of this deployment, used by the split or not; the entry's lock is held."""

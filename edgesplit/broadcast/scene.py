@@ -13,6 +13,7 @@ from edgesplit.broadcast.cargo import Cargo, split_of
 from edgesplit.broadcast.remote import manifest, present
 from edgesplit.broadcast.transition import Presence
 from edgesplit.errors import MovedError
+from edgesplit.fleet import Fleet
 from edgesplit.hosts.fanout import each
 from edgesplit.hosts.host import Host
 from edgesplit.runner.manifest import Manifest
@@ -27,6 +28,7 @@ class Scene:
     manifest: Manifest | None  # of the epoch that the entry serves, if it does
     broken: str  # why the running ring is broken; "" when it is not, or there is none
     serial: int  # the newest that any runner has honoured
+    fleet: Fleet | None = None  # as profiled: with it, hosts give each other what they have, where that is faster
 
     @cached_property
     def running(self) -> Split | None:
@@ -38,7 +40,7 @@ class Scene:
         return max([*held, self.running.epoch if self.running else 0]) + 1
 
 
-def look(cargo: Cargo, hosts: Mapping[str, Host]) -> Scene:
+def look(cargo: Cargo, hosts: Mapping[str, Host], fleet: Fleet | None = None) -> Scene:
     """Ask every host what it has. Raises HostError, FleetError, MovedError."""
     reports = each(hosts, lambda host: present(host, cargo.folder(host.name), cargo.inventory.hosts[host.name]))
     for name, (presence, state) in reports.items():
@@ -52,7 +54,7 @@ def look(cargo: Cargo, hosts: Mapping[str, Host]) -> Scene:
         kept = manifest(hosts[cargo.plan.entry], cargo.folder(cargo.plan.entry))
         broken = str(entry[1]["epochs"].get(str(entry[1]["serving"]), {}).get("reason", ""))
     serial = max((int(state["serial"]) for _, state in reports.values() if state is not None), default=0)
-    return Scene({name: presence for name, (presence, _) in reports.items()}, kept, broken, serial)
+    return Scene({name: presence for name, (presence, _) in reports.items()}, kept, broken, serial, fleet)
 
 
 def served(host: Host, folder: str) -> Split | None:

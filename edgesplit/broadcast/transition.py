@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import Protocol
 
 from edgesplit.model.blocks import name_blocks
@@ -65,14 +66,27 @@ class Need:
     objects: Mapping[str, int]
 
 
+SEALED = "shards/"  # what lies there is sealed alike on all hosts of a deployment
+
+
+@dataclass(frozen=True)
+class Gift:
+    """What a peer gives a host."""
+
+    peer: str
+    objects: tuple[str, ...]
+    size: int
+
+
 @dataclass(frozen=True)
 class Step:
     phase: Phase
     host: str
     epoch: int
-    objects: tuple[str, ...] = ()  # SHIP: what is missing
+    objects: tuple[str, ...] = ()  # SHIP: what is missing, and no peer gives
     size: int = 0  # SHIP: bytes of it
     detail: str = ""
+    gifts: tuple[Gift, ...] = ()  # SHIP: what peers give
 
     def __str__(self) -> str:
         return f"{self.phase.value:8} {self.host}: {self.detail}"
@@ -92,8 +106,15 @@ class Progress(Protocol):
     def undo(self) -> None: ...
 
 
+NOBODY: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+
+
 def transition(
-    running: Split | None, target: Split, presences: Mapping[str, Presence], needs: Mapping[str, Need]
+    running: Split | None,
+    target: Split,
+    presences: Mapping[str, Presence],
+    needs: Mapping[str, Need],
+    givers: Mapping[str, Mapping[str, str]] = NOBODY,
 ) -> tuple[Step, ...]:
     """The steps to `target` (whose epoch is set) from `running`. Hosts that cannot be reached are not in `presences`
     and get no step; a host of `target` must be there. Epochs that no split explains are retired, and their runner is
@@ -109,7 +130,7 @@ def transition(
     add(Phase.LOCK, affected, "take the lock")
     bare = [host for host in target.hosts if presences[host].lacks]
     steps.extend(Step(Phase.INSTALL, host, epoch, detail=f"install {presences[host].lacks}") for host in bare)
-    steps.extend(_ship(host, epoch, presences[host], needs[host]) for host in target.hosts)
+    steps.extend(_ship(host, epoch, presences[host], needs[host], givers.get(host, {})) for host in target.hosts)
     add(Phase.START, [host for host in target.hosts if presences[host].epochs is None], "start the runner")
     steps.extend(Step(Phase.PREPARE, host, epoch, detail=_blocks(target, host)) for host in target.hosts)
     add(Phase.LINK, target.hosts, f"link epoch {epoch} to its neighbours")
@@ -125,12 +146,18 @@ def transition(
     return tuple(steps)
 
 
-def _ship(host: str, epoch: int, presence: Presence, need: Need) -> Step:
+def _ship(host: str, epoch: int, presence: Presence, need: Need, givers: Mapping[str, str]) -> Step:
     missing = presence.missing(need)
-    size = sum(missing.values())
+    ours = [path for path in missing if path not in givers]
+    size = sum(missing[path] for path in ours)
+    gifts = []
+    for peer in sorted(set(givers.values())):
+        paths = tuple(path for path in missing if givers.get(path) == peer)
+        gifts.append(Gift(peer, paths, sum(missing[path] for path in paths)))
     keys = "" if presence.keys else " and its keys"
-    detail = f"send {len(missing)} of {len(need.objects)} objects, {size} bytes{keys}"
-    return Step(Phase.SHIP, host, epoch, tuple(missing), size, detail)
+    more = "".join(f"; {gift.peer} gives it {len(gift.objects)}, {gift.size} bytes" for gift in gifts)
+    detail = f"send {len(ours)} of {len(need.objects)} objects, {size} bytes{keys}{more}"
+    return Step(Phase.SHIP, host, epoch, tuple(ours), size, detail, tuple(gifts))
 
 
 def _blocks(target: Split, host: str) -> str:

@@ -32,9 +32,8 @@ def run(
     import time
 
     from edgesplit.broadcast.forecast import shipping
-    from edgesplit.broadcast.push import push
+    from edgesplit.broadcast.push import push, steps_to
     from edgesplit.broadcast.scene import look, settled
-    from edgesplit.broadcast.transition import transition
     from edgesplit.cli.render import ask, bars, talk
     from edgesplit.cli.workspace import Workspace
     from edgesplit.errors import DeployError, InputError
@@ -47,16 +46,18 @@ def run(
     with talk.status("naming the shards ..."):
         cargo = space.cargo()
     with connect(space.inventory, accept_new=accept_new) as hosts:
-        scene = look(cargo, hosts)
+        fleet = space.fleet()
+        scene = look(cargo, hosts, fleet)
         if settled(cargo, scene, target):
             _report(as_json, {"changed": False, "epoch": scene.running.epoch if scene.running else 0})
             talk.print(f"nothing to do: {space.plan.name} serves this very split")
             return
-        steps = transition(scene.running, target.at(scene.next_epoch), scene.presences, cargo.needs(target))
-        forecast = shipping(steps, space.fleet(), space.inventory)
+        steps = steps_to(cargo, target.at(scene.next_epoch), scene)
+        forecast = shipping(steps, fleet, space.inventory)
         _announce(steps, forecast, every=dry_run or not yes)
         if dry_run:
-            send = {step.host: {"bytes": step.size, "seconds": forecast[step.host]} for step in steps if step.size}
+            ships = [step for step in steps if step.size or step.gifts]
+            send = {step.host: {"bytes": step.size, "seconds": forecast[step.host]} for step in ships}
             _report(as_json, {"changed": False, "steps": [str(step) for step in steps], "send": send})
             raise typer.Exit(SOMETHING_TO_DO if detailed_exitcode else 0)
         if not yes:
@@ -100,7 +101,11 @@ def _announce(steps: tuple[Step, ...], forecast: dict[str, float], *, every: boo
         talk.print("This will:")
     for step in steps if every else ():
         if step.phase not in (Phase.LOCK, Phase.UNLOCK):
-            takes = f", about {format_time(forecast[step.host])}" if step.phase is Phase.SHIP and step.size else ""
+            takes = (
+                f", about {format_time(forecast[step.host])}"
+                if step.phase is Phase.SHIP and step.host in forecast
+                else ""
+            )
             talk.print(f"  {step}{takes}")
     total = sum(step.size for step in steps)
     takes = f", in about {format_time(max(forecast.values()))} by the links as profiled" if forecast else ""

@@ -89,7 +89,7 @@ class Bars:
 
     def end(self, step: Step) -> None:
         with self._lock:
-            if step.phase is Phase.INSTALL and step.host in self._tasks:
+            if not step.size and step.host in self._tasks:
                 self._progress.remove_task(self._tasks.pop(step.host))
         if step.phase not in (Phase.LOCK, Phase.UNLOCK):
             self._progress.console.print(f"  {step}", style="dim")

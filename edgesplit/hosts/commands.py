@@ -68,6 +68,22 @@ def receive_all(python: str, folder: str, archive: str, files: Sequence[tuple[st
     )
 
 
+def give(python: str, folder: str, archive: str, arguments: Mapping[str, Any]) -> Command:
+    """Send sealed files of a deployment's folder to another host; standard input is the token."""
+    words = _words(archive, "give", json.dumps(arguments, separators=(",", ":"), sort_keys=True))
+    return Command(f"give files of {folder}", f"cd {path(folder)} && {path(python)} {words}")
+
+
+def take(python: str, folder: str, archive: str, arguments: Mapping[str, Any]) -> Command:
+    """Receive them; standard input is keys and token."""
+    words = _words(archive, "take", json.dumps(arguments, separators=(",", ":"), sort_keys=True))
+    return Command(f"take files into {folder}", f"cd {path(folder)} && {path(python)} {words}")
+
+
+def swallow() -> Command:
+    return Command("take data", "cat > /dev/null")
+
+
 def tidy(python: str, folder: str, archive: str, arguments: Mapping[str, Any]) -> Command:
     """Remove files of a deployment's folder that are of no more use; see `tidy` of the runner's arrivals."""
     words = _words(archive, "tidy", json.dumps(arguments, separators=(",", ":"), sort_keys=True))

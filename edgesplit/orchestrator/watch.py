@@ -225,8 +225,9 @@ class Watch:
             if name in target.hosts or not (name in gone or self.state.host(name).away(start, timeout))
         }
         try:
-            scene = look(self.cargo, reachable)
-            pushed = push(self.cargo, target, reachable, scene, self.progress, reason=f"watch: {decision.action}")
+            scene = look(self.cargo, reachable, self.fleet)
+            why = f"watch: {decision.action}"
+            pushed = push(self.cargo, target, reachable, scene, self.progress, reason=why)
         except EdgesplitError as error:
             self.state = self.state.model_copy(
                 update={"last_move": self.clock(), "thought": before.thought, "answered": before.answered}

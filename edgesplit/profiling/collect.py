@@ -6,7 +6,9 @@ Must not know: what the numbers are good for.
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,6 +18,7 @@ from edgesplit.broadcast.archive import runner_archive, with_code
 from edgesplit.broadcast.environment import ensure
 from edgesplit.errors import CommandFailed, HostError
 from edgesplit.fleet import Fleet, HostProfile, LinkProfile
+from edgesplit.hosts import commands
 from edgesplit.hosts.commands import NO_PROGRAM
 from edgesplit.hosts.fanout import survey
 from edgesplit.hosts.host import Host
@@ -27,6 +30,8 @@ from edgesplit.profiling.probes import NoProfile
 from edgesplit.values import digest
 
 MEASURE_SECONDS = 180.0  # importing torch on a slow board takes a minute
+UPLINK_PIECE, UPLINK_MOST = 2**18, 256  # bytes, and how often they are sent at most: 64 MiB
+UPLINK_SECONDS = 0.25  # that sending must take: a command alone takes hundredths
 Note = Callable[[str], None]
 T = TypeVar("T")
 
@@ -44,6 +49,7 @@ def profile(
     """The fleet as it is. A host that cannot be used is in `problems`, not an exception. One that lacks the runner's
     packages gets them first."""
     profiles, problems = _measured(hosts, plan, inventory, checkpoint, note)
+    uplinks, _ = survey({name: hosts[name] for name in profiles}, _uplink)
     sizes = probes.message_sizes(plan, checkpoint.chain)
     links, unreachable = measure_links({name: hosts[name] for name in profiles}, inventory, sizes, note)
     return Fleet(
@@ -51,6 +57,7 @@ def profile(
         links=links,
         unreachable=unreachable,
         problems=problems,
+        uplinks=uplinks,
         measured_at=now,
         plan=measured_for(checkpoint, plan, inventory),
     )
@@ -131,6 +138,19 @@ def _measure(host: Host, plan: ModelPlan, inventory: Inventory, checkpoint: Chec
         return probes.parse_measure(text)
     except NoProfile as error:
         return str(error)
+
+
+def _uplink(host: Host) -> float:
+    """Bytes per second to it, of more and more of them until it takes long enough to tell. All hosts are asked at once,
+    as they are when weights are sent."""
+    piece, count = os.urandom(UPLINK_PIECE), 1
+    while True:
+        start = time.monotonic()
+        host.run(commands.swallow(), [piece] * count, MEASURE_SECONDS)
+        took = time.monotonic() - start
+        if took > UPLINK_SECONDS or count >= UPLINK_MOST:
+            return len(piece) * count / took
+        count *= 4
 
 
 # --- links ---

@@ -7,6 +7,8 @@
     listen   answer one link measurement
     call     measure the link to a listening host, print JSON
     receive  take files from standard input
+    give     send sealed files to another host
+    take     receive them
     tidy     remove files that are of no more use, print JSON
     examine  what this host has and lacks, print JSON
     meet     which other hosts are reached from here while they meet too, print JSON
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     control = verbs.add_parser("control")
     control.add_argument("--wait", type=float, default=0.0)
     control.add_argument("--timeout", type=float, required=True)
-    for name in ("measure", "stream", "listen", "call", "examine", "meet", "receive", "tidy"):
+    for name in ("measure", "stream", "listen", "call", "examine", "meet", "receive", "give", "take", "tidy"):
         verbs.add_parser(name).add_argument("arguments", type=json.loads, nargs="?", default={})
     options = parser.parse_args(arguments)
     if options.verb == "serve":
@@ -52,6 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
 
         with open(0, "rb", buffering=0, closefd=False) as source:
             return receive(options.arguments, source)
+    if options.verb in ("give", "take"):
+        from . import peers
+
+        return {"give": peers.give, "take": peers.take}[options.verb](options.arguments) or 0
     if options.verb == "stream":
         from .probe import stream
 

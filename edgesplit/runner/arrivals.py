@@ -15,7 +15,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -36,18 +36,32 @@ class _Failed(Exception):
 def receive(arguments: dict[str, Any], source: RawIOBase) -> int:
     """`arguments`: files, a list of [path, sha256, size, how much of its content is here]. In `source` are the keys of
     those that are to be sealed (u32 length, JSON: path -> hexadecimal), and then the rest of all."""
+    try:
+        keys = keys_of(source)
+    except _Failed as error:
+        print(error, file=sys.stderr)
+        return error.status
+    return store(arguments["files"], {path: bytes.fromhex(key) for path, key in keys.items()}, source)
+
+
+def keys_of(source: RawIOBase) -> dict[str, str]:
+    """Path -> key in hexadecimal, from the beginning of what comes."""
+    keys: dict[str, str] = json.loads(_exactly(source, struct.unpack("!I", _exactly(source, 4))[0]))
+    return keys
+
+
+def store(files: list[Any], keys: Mapping[str, bytes], source: RawIOBase) -> int:
+    """An exit status. `source`: what is missing of these files, one after the other."""
     os.umask(0o077)
     path = ""
     try:
-        keys = json.loads(_exactly(source, struct.unpack("!I", _exactly(source, 4))[0]))
-        for path, sha, size, offset in arguments["files"]:
-            key = bytes.fromhex(keys[path]) if path in keys else None
-            _one(Path(path), sha, size, offset, source, key)
+        for path, sha, size, offset in files:
+            _one(Path(path), sha, size, offset, source, keys.get(path))
     except _Failed as error:
         print(error, file=sys.stderr)
         return error.status
     except OSError as error:
-        print(f"{error.filename or path}: {error.strerror}", file=sys.stderr)
+        print(f"{error.filename or path}: {error.strerror or error}", file=sys.stderr)
         return TROUBLE
     return 0
 

@@ -195,7 +195,7 @@ def listen(arguments: dict[str, Any]) -> dict[str, Any]:
     """
     token = arguments["token"].encode()
     deadline = time.monotonic() + arguments["timeout"]
-    with _first_free(arguments["address"], arguments["ports"]) as server:
+    with first_free(arguments["address"], arguments["ports"]) as server:
         while time.monotonic() < deadline:
             server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
@@ -222,7 +222,7 @@ def _call_back(sock: socket.socket, token: bytes, caller: dict[str, Any]) -> Non
 
 def _be_called_back(sock: socket.socket, token: bytes, place: dict[str, Any]) -> bool:
     try:
-        server = _first_free(place["address"], place["ports"])
+        server = first_free(place["address"], place["ports"])
     except OSError:
         return False
     with server:
@@ -264,7 +264,7 @@ def _is_ours(sock: socket.socket, token: bytes) -> bool:
     return True
 
 
-def _first_free(address: str, ports: Iterable[int]) -> socket.socket:
+def first_free(address: str, ports: Iterable[int]) -> socket.socket:
     failure: OSError | None = None
     for port in ports:
         for place in (address, ""):

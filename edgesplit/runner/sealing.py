@@ -69,6 +69,10 @@ class Opener:
         sealed = os.pread(self._file, len(room) + TAG, place(segment))
         if len(sealed) != len(room) + TAG:
             raise SealError("a sealed file ends too early")
+        self.unseal(segment, sealed, room, last=last)
+
+    def unseal(self, segment: int, sealed: bytes | bytearray, room: memoryview, *, last: bool) -> None:
+        """The same of one that was read already."""
         from cryptography.exceptions import InvalidTag
 
         try:

@@ -19,22 +19,26 @@ from contextlib import closing
 from pathlib import Path
 
 import paramiko
-from conftest import Sshd, SshdFarm, SshKeys
+from conftest import Sshd, SshdFarm, SshKeys, free_port
 from rich.console import Console
 from rich.table import Table
 
 from edgesplit.broadcast.archive import runner_archive
 from edgesplit.broadcast.cargo import Thing
+from edgesplit.broadcast.gifts import End, hand_over
 from edgesplit.broadcast.ship import Shipment
+from edgesplit.hosts.host import LocalHost
 from edgesplit.hosts.ssh import SshHost
-from edgesplit.inventory import HostSpec
+from edgesplit.inventory import DataPlane, HostSpec
+from edgesplit.runner.sealing import SEGMENT, Sealer
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "bench" / "push.json"
 SIZE = int(os.environ.get("PUSH_MB", "512")) * 2**20
 ROUNDS = int(os.environ.get("PUSH_ROUNDS", "5"))
 PIECE = 2**20
-US, SEALED, SCP, PUT = "edgesplit", "edgesplit, sealed on disk", "scp", "paramiko put"
+US, SEALED, PEER = "edgesplit", "edgesplit, sealed on disk", "edgesplit, from host to host"
+SCP, PUT = "scp", "paramiko put"
 GOALS = {SCP: 1.2, PUT: 3.0}
 
 say = Console(highlight=False)
@@ -72,7 +76,8 @@ def measure(folder: Path, server: Sshd) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {}
     with closing(SshHost("bench", server.target())) as host:
         plain, sealed = (ours(host, target.parent, source, sha, sealed=sealed) for sealed in (False, True))
-        ways = {US: plain, SEALED: sealed, **others(server, source, target)}
+        peer = from_peer(folder, source, sha)
+        ways = {US: plain, SEALED: sealed, PEER: peer, **others(server, source, target)}
         for number in range(ROUNDS):
             for way, act in ways.items():
                 target.unlink(missing_ok=True)
@@ -103,6 +108,24 @@ def ours(host: SshHost, folder: Path, source: Path, sha: str, *, sealed: bool) -
 
     ship(Thing(archive.name, archive.sha256, len(archive.data), lambda: iter([archive.data])))
     return lambda: ship(Thing("file", sha, SIZE, chunks, sealed=sealed))
+
+
+def from_peer(folder: Path, source: Path, sha: str) -> Act:
+    """Two hosts that are this machine, without SSH between them."""
+    archive, token = runner_archive(), os.urandom(32)
+    data = DataPlane(address="127.0.0.1", port=free_port())
+    spec = HostSpec(connection="local", python=sys.executable, data=data)
+    giver, taker = (End(LocalHost(name), spec, str(folder / name), archive.name) for name in ("giver", "target"))
+    (folder / "giver").mkdir()
+    for end in (giver, taker):
+        Path(end.folder, archive.name).write_bytes(archive.data)
+    sealer, left = Sealer(token), SIZE
+    with source.open("rb") as plain, Path(giver.folder, "file").open("wb") as sealed:
+        while piece := plain.read(SEGMENT):
+            left -= len(piece)
+            sealed.write(sealer.seal(piece, last=not left))
+    thing = Thing("file", sha, SIZE, lambda: iter([]), sealed=True)
+    return lambda: hand_over([thing], giver, taker, lambda _: token, void)
 
 
 def others(server: Sshd, source: Path, target: Path) -> dict[str, Act | None]:
@@ -143,7 +166,10 @@ def show(rows: dict[str, list[float]]) -> None:
         took = statistics.median(seconds)
         goal = f"   goal {GOALS[way]:g}" if way in GOALS else ""
         table.add_row(
-            way, f"{SIZE / took / 1e6:.0f}", f"{took:.2f}", "" if way in (US, SEALED) else f"{took / mine:.2f}{goal}"
+            way,
+            f"{SIZE / took / 1e6:.0f}",
+            f"{took:.2f}",
+            "" if way in (US, SEALED, PEER) else f"{took / mine:.2f}{goal}",
         )
     say.print(f"{SIZE / 2**20:.0f} MiB over loopback SSH, medians of {ROUNDS} rounds; edgesplit verifies a hash too")
     say.print(table)

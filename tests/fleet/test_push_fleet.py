@@ -12,12 +12,14 @@ import pytest
 from deployments import Deployment, deployment
 from models import make_checkpoint
 
+from edgesplit.broadcast.cargo import shard_path
 from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import ask
 from edgesplit.broadcast.scene import look, settled
 from edgesplit.broadcast.transition import Phase, Step
 from edgesplit.cli.render import Quiet
 from edgesplit.errors import DeployError, HostError, MovedError, Unreachable
+from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.hosts import commands
 from edgesplit.hosts.host import Host
 from edgesplit.model.checkpoint import open_checkpoint
@@ -139,6 +141,44 @@ def test_a_move_sends_only_what_the_hosts_do_not_have(tmp_path: Path) -> None:
         assert sent == {}
         needed = {made.cargo.cut.blocks[number].sha256 for number in (3, 4)} | {made.cargo.cut.common.sha256}
         assert {shard.stem for shard in (made.folder("shelf") / "shards").iterdir()} == needed
+
+
+def test_hosts_give_each_other_weights_where_the_way_from_here_is_slow(tmp_path: Path) -> None:
+    sent: dict[str, int] = {}
+    said: list[str] = []
+
+    class Count(Quiet):
+        def sent(self, step: Step, size: int) -> None:
+            sent[step.host] = sent.get(step.host, 0) + size
+
+        def note(self, step: Step, text: str) -> None:
+            said.append(f"{step.host}: {text}")
+
+    names = ("desk", "shelf", "attic")
+    links = {one: {other: LinkProfile(rtt=0.001, bandwidth=1e9) for other in names if other != one} for one in names}
+    fleet = Fleet(hosts={}, links=links, uplinks=dict.fromkeys(names, 1000.0), measured_at=0.0, plan="")
+
+    def move(*placement: str) -> None:
+        scene = look(made.cargo, made.hosts, fleet)
+        sent.clear()
+        said.clear()
+        push(made.cargo, split_from_placement(placement), made.hosts, scene, Count(), reason="test")
+        assert made.complete(PROMPT, 8)["token_ids"] == expected
+
+    with deployment(tmp_path) as made:
+        made.push(*FIRST)
+        expected = made.complete(PROMPT, 8)["token_ids"]
+        things = made.cargo.things.values()
+        move(*SECOND)
+        assert sent == {"attic": sum(thing.size for thing in things if not thing.sealed)}  # no byte of any weights
+        assert [text for text in said if "from shelf" in text] == said != []
+        moved = made.cargo.cut.blocks[2]
+        gift = made.folder("attic") / shard_path(moved.sha256)
+        gift.write_bytes(gift.read_bytes()[:-1] + b"x")
+        (made.folder("shelf") / shard_path(moved.sha256)).unlink()
+        move("desk", "desk", "desk", "attic", "shelf", "desk")
+        assert sent == {"desk": moved.size}
+        assert said[-1].startswith("desk: not from attic: ")
 
 
 def test_other_limits_or_weights_are_not_what_serves(tmp_path: Path) -> None:
