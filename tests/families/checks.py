@@ -61,15 +61,13 @@ def apart(left: torch.Tensor, right: torch.Tensor) -> float:
 
 def boundaries(subject: Subject) -> Outcome:
     """Two stages, cut at every boundary that the chain allows."""
-    glued = subject.checkpoint.chain.glued
-    allowed = [end for end in range(subject.blocks - 1) if not any(first <= end < last for first, last in glued)]
     worst = 0.0
-    for end in allowed:
+    for end in subject.allowed:
         chain = subject.chain(end)
         subject.legal.append(end)
         worst = max(worst, _whole(subject, chain))
-    runs = ", ".join(f"{first} to {last}" for first, last in glued)
-    return Outcome(worst, f"blocks {runs} stay together" if glued else "")
+    runs = ", ".join(f"{first} to {last}" for first, last in subject.checkpoint.chain.glued)
+    return Outcome(worst, f"blocks {runs} stay together" if runs else "")
 
 
 def _whole(subject: Subject, chain: Chain) -> float:

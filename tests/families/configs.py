@@ -15,6 +15,24 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+# A representative few, and what for.
+FEW = {
+    "llama": "dense",
+    "qwen2": "windows on some layers, biases",
+    "gpt2": "learned positions, a tied head",
+    "bloom": "alibi, layers that return tuples",
+    "gpt_neox": "attention and MLP side by side",
+    "gemma4_text": "per-layer embeddings, windows, layers that share caches",
+    "deepseek_v3": "latent attention, one dense layer, then experts",
+    "glm_moe_dsa": "indexers, whose choice crosses boundaries",
+    "jamba": "state, attention and experts",
+    "mamba2": "state alone",
+    "qwen3_next": "linear attention and full, experts",
+    "recurrent_gemma": "state kept in modules",
+    "zamba": "weights shared across layers, embeddings read again",
+    "inkling2_text": "earlier layers' outputs read again",
+}
+
 LAYERS = 4
 VOCABULARY = 99
 WINDOW = 6  # sliding windows, chunks and top-k: all shorter than what the tests feed

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import load
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import PreTrainedConfig
 
@@ -54,15 +55,24 @@ class Row:
 
 def in_bytes(subject: Subject) -> Outcome:
     """Weights per block, caches per layer, and what leaves each boundary."""
-    rows = [*weights(subject)]
-    for chain in (subject.chain(), subject.chain(*subject.legal)):
-        rows += (row for steps in _sequences(subject) for row in bytes_of(subject, chain, steps))
-    return _judged(rows, 0)
+    return _judged([*every_byte(subject)], 0)
 
 
 def in_flops(subject: Subject) -> Outcome:
     """Of each block, in prompts, pieces and decode steps."""
-    return _judged([row for steps in _sequences(subject) for row in flops(subject, steps)], TOLERANCE)
+    return _judged([*every_flop(subject)], TOLERANCE)
+
+
+def every_byte(subject: Subject) -> Iterator[Row]:
+    yield from weights(subject)
+    for chain in (subject.chain(), subject.chain(*subject.legal)):
+        for steps in _sequences(subject):
+            yield from bytes_of(subject, chain, steps)
+
+
+def every_flop(subject: Subject) -> Iterator[Row]:
+    for steps in _sequences(subject):
+        yield from flops(subject, steps)
 
 
 def _judged(rows: Sequence[Row], tolerance: float) -> Outcome:
@@ -78,11 +88,12 @@ def _sequences(subject: Subject) -> Iterator[Sequence[int]]:
 
 
 def weights(subject: Subject) -> Iterator[Row]:
-    """Against the headers of the shards, one per block."""
+    """Against what safetensors finds in the shards, one per block."""
     chain, cut = subject.checkpoint.chain, subject.cut
     foretold = [*((block.name, block.weight_bytes) for block in chain.blocks), ("common", chain.common_bytes)]
     for (name, size), shard in zip(foretold, (*cut.blocks, cut.common), strict=True):
-        yield Row("weights", name, "", size, sum(tensor.size for tensor in shard.tensors))
+        found = load(b"".join(shard.chunks()))
+        yield Row("weights", name, "", size, sum(tensor.nbytes for tensor in found.values()))
 
 
 # --- bytes of a run ---

@@ -30,7 +30,7 @@ PIECE = 1021  # bytes that arrive at once
 
 
 class Subject:
-    """`legal`: the blocks behind which stages may end. Answers and stages are made when first asked for."""
+    """`legal`: the blocks behind which stages may end and did. Answers and stages are made when first asked for."""
 
     def __init__(self, family: str, folder: Path) -> None:
         """Raises what transformers raises on a family that it cannot build."""
@@ -55,6 +55,12 @@ class Subject:
         (self.folder / "files").mkdir()
         for sha, file in self.cut.files.values():
             (self.folder / "files" / sha).write_bytes(file.read_bytes())
+
+    @property
+    def allowed(self) -> list[int]:
+        """The blocks behind which the chain lets a stage end."""
+        glued = self.checkpoint.chain.glued
+        return [end for end in range(self.blocks - 1) if not any(first <= end < last for first, last in glued)]
 
     def unsplit(self, *prompts: Sequence[int], **how: Any) -> Answer:
         key = (tuple(map(tuple, prompts)), tuple(how.items()))

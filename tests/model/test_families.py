@@ -19,25 +19,8 @@ from edgesplit.runner.hidden import Hidden
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns of its own configs
 
-FEW = {
-    "llama": "dense",
-    "qwen2": "windows on some layers, biases",
-    "gpt2": "learned positions, a tied head",
-    "bloom": "alibi, layers that return tuples",
-    "gpt_neox": "attention and MLP side by side",
-    "gemma4_text": "per-layer embeddings, windows, layers that share caches",
-    "deepseek_v3": "latent attention, one dense layer, then experts",
-    "glm_moe_dsa": "indexers, whose choice crosses boundaries",
-    "jamba": "state, attention and experts",
-    "mamba2": "state alone",
-    "qwen3_next": "linear attention and full, experts",
-    "recurrent_gemma": "state kept in modules",
-    "zamba": "weights shared across layers, embeddings read again",
-    "inkling2_text": "earlier layers' outputs read again",
-}
 
-
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("family", configs.FEW)
 def test_exact_wherever_it_is_cut(family: str) -> None:
     result = examine(family)
     assert set(result.outcomes) == set(checks.CHECKS), verdict(result)
