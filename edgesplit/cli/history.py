@@ -16,6 +16,7 @@ def run(
     plan: Plan,
     inventory: Inventory = None,
     last: Annotated[int, typer.Option("--last", "-n", min=1, help="So many lines, the newest last.")] = 20,
+    moves: Annotated[bool, typer.Option("--moves", help="Without what was kept as it was.")] = False,
     accept_new: AcceptNew = False,
     as_json: Json = False,
 ) -> None:
@@ -28,7 +29,8 @@ def run(
     space = Workspace.open(plan, inventory)
     entry = space.plan.entry
     with connect(space.inventory, [entry], accept_new=accept_new) as hosts:
-        found = read(hosts[entry], f"{space.inventory.hosts[entry].work}/{space.plan.name}")[-last:]
+        found = read(hosts[entry], f"{space.inventory.hosts[entry].work}/{space.plan.name}")
+    found = [event for event in found if event.event != "keep" or not moves][-last:]
     if as_json:
         for event in found:
             typer.echo(event.model_dump_json(exclude_none=True))

@@ -1,4 +1,5 @@
-"""A runner as a unit of systemd's user manager, so that it comes back after a reboot: the unit, and the commands.
+"""A runner, or a watch, as a unit of systemd's user manager, so that it comes back after a reboot: the unit, and the
+commands.
 
 Must not know: how a command travels, what a runner does.
 """
@@ -40,6 +41,27 @@ WantedBy=default.target
 """
 
 
+def watch_unit(deployment: str, words: Sequence[str], folder: str) -> str:
+    """A watch that is started again 15 seconds after it failed: what is wrong may pass, and another watcher may go. Not
+    where plan or checkpoint are wrong. Stopped as by Ctrl-C, which leaves the ring serving."""
+    return f"""[Unit]
+Description=edgesplit watches {deployment}
+StartLimitIntervalSec=0
+
+[Service]
+WorkingDirectory={folder.replace("%", "%%")}
+ExecStart={" ".join(map(_quoted, words))}
+KillSignal=SIGINT
+TimeoutStopSec=30
+Restart=on-failure
+RestartSec=15
+RestartPreventExitStatus=2 3
+
+[Install]
+WantedBy=default.target
+"""
+
+
 def _quoted(script: str) -> str:
     """As systemd reads a word of a command line: C's escapes, % for specifiers, $ for variables."""
     escaped = script.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
@@ -50,7 +72,7 @@ def start(name: str, text: str) -> Command:
     """Write the unit and start it, now and at every boot. Status NO_LINGER where the user's services end with the
     login, and the login may not change that."""
     return Command(
-        "start the runner's service",
+        f"start {name}",
         f"{_REACH}; {_LINGERS} || loginctl enable-linger >/dev/null 2>&1 || {{ echo 'services end with the login' >&2; "
         f"exit {NO_LINGER}; }}; mkdir -p {_PLACE} && printf %s {shlex.quote(text)} > {_PLACE}/{shlex.quote(name)} && "
         f"systemctl --user daemon-reload && systemctl --user --quiet enable {shlex.quote(name)} && "
@@ -62,7 +84,7 @@ def stop(name: str) -> Command:
     """Stop it and forget it; nothing where there is no such unit."""
     word = shlex.quote(name)
     return Command(
-        "stop the runner's service",
+        f"stop {name}",
         f'u={_PLACE}/{word}; [ -e "$u" ] || exit 0; {_REACH}; systemctl --user --quiet disable --now {word}; '
         'rm -f "$u"; systemctl --user daemon-reload',
     )

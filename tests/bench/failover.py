@@ -32,6 +32,7 @@ from edgesplit.broadcast.note import signature
 from edgesplit.broadcast.push import push
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down
+from edgesplit.broadcast.transition import Step
 from edgesplit.cli.render import Quiet
 from edgesplit.fleet import Fleet
 from edgesplit.hosts.fanout import connect
@@ -44,13 +45,11 @@ from edgesplit.model.shards import cut
 from edgesplit.orchestrator.watch import Watch
 from edgesplit.plan import Api, ModelPlan, ModelSource, Pin, WatchPolicy, Workload
 from edgesplit.profiling.collect import profile
-from edgesplit.revision.problem import pose
-from edgesplit.revision.solver import solve
-from edgesplit.split import Split
+from edgesplit.split import Split, split_from_placement
 
 OUTPUT = Path(__file__).parents[2] / "build" / "bench" / "failover.json"
 LAYERS = 20  # of 51 MB
-ROUNDS = 1
+ROUNDS = 2
 TOKENS = 24
 LAB: dict[str, Any] = {
     "name": "failover",
@@ -106,6 +105,22 @@ class Client(threading.Thread):
         return list(choice["token_ids"])
 
 
+class Phases(Quiet):
+    """When the phases of a push ended, in seconds since the first began."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.began, self.seconds = 0.0, dict[str, float]()
+
+    def begin(self, step: Step) -> None:  # noqa: ARG002 - as of any progress
+        self.began = self.began or time.monotonic()
+
+    def end(self, step: Step) -> None:
+        self.seconds[step.phase.value] = round(time.monotonic() - self.began, 2)
+
+
 def make(folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -135,9 +150,12 @@ def failover(lab: Lab, cargo: Cargo, fleet: Fleet, hosts: dict[str, Host], targe
     pushed = push(cargo, target, hosts, look(cargo, hosts), Quiet(), reason="bench")
     client = Client(hosts["desk"])
     expected = client.ask()
-    with Watch(cargo, fleet, hosts, pushed.split, Quiet()) as watch:
-        client.start()
+    phases = Phases()
+    with Watch(cargo, fleet, hosts, pushed.split, phases) as watch:
         ahead = until(watch, "standby", 180) if cargo.plan.watch.standby else until(watch, "", 8)
+        client.start()
+        until(watch, "", 5)
+        phases.clear()
         lost, died = pushed.split.hosts[1], time.monotonic()
         lab.kill(lost)
         took = until(watch, "moved", 180)
@@ -151,6 +169,7 @@ def failover(lab: Lab, cargo: Cargo, fleet: Fleet, hosts: dict[str, Host], targe
         "ahead_s": ahead,
         "event_to_moved_s": took,
         "gap_s": max(gap for end, gap in client.gaps if end > died),
+        "phases_s": phases.seconds,
         "requests": len(client.answers),
         "lost_requests": client.lost,
         "wrong": len(answers),
@@ -181,8 +200,7 @@ def measure(folder: Path) -> Iterator[dict[str, Any]]:
         inventory = load_inventory(Path(lab.layout.folder) / "inventory.yaml")
         with connect(inventory) as hosts:
             fleet = profile(hosts, plan(model, 0), inventory, checkpoint, time.time(), lambda _: None)
-            target = solve(pose(checkpoint.chain, fleet, plan(model, 0), inventory)).split
-            say.print([(stage.host, len(stage)) for stage in target.stages], fleet.problems)
+            target = split_from_placement(["desk", "desk", *["shelf"] * 10, *["attic"] * 9, "desk"])
             for number in range(ROUNDS):
                 for standby in (0.5, 0.0) if number % 2 else (0.0, 0.5):
                     cargo = Cargo(plan(model, standby), inventory, checkpoint, shards)

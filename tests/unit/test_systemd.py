@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,3 +51,15 @@ def test_what_a_host_without_systemd_lacks(tmp_path: Path, monkeypatch: pytest.M
     assert not findings.service(lacks).ok
     assert "enable-linger" in findings.service("its services end with the login").do
     assert findings.service("").ok
+
+
+def test_a_watch_runs_as_the_unit_says() -> None:
+    words = [sys.executable, "-c", "import sys; print(sys.argv[1:])", "/a b/$plan%.yaml", "--plain"]
+    unit = systemd.watch_unit("demo", words, "/a 100%")
+    assert "WorkingDirectory=/a 100%%\n" in unit
+    assert "KillSignal=SIGINT\n" in unit  # as Ctrl-C: the ring goes on
+    (line,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    as_systemd_reads = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line)]
+    assert as_systemd_reads == words
+    done = subprocess.run(as_systemd_reads, capture_output=True, text=True, check=True)
+    assert done.stdout == "['/a b/$plan%.yaml', '--plain']\n"
