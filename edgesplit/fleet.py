@@ -163,13 +163,16 @@ class Fleet(Value):
 
     def without(self, *names: str) -> Fleet:
         """The fleet if these hosts were gone."""
+        gone = set(names) & {*self.hosts, *self.links}
+        if not gone:
+            return self
         return self.model_copy(
             update={
-                "hosts": {name: host for name, host in self.hosts.items() if name not in names},
+                "hosts": {name: host for name, host in self.hosts.items() if name not in gone},
                 "links": {
-                    source: {target: link for target, link in row.items() if target not in names}
+                    source: {target: link for target, link in row.items() if target not in gone}
                     for source, row in self.links.items()
-                    if source not in names
+                    if source not in gone
                 },
             }
         )

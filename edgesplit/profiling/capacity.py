@@ -296,7 +296,10 @@ def _seen(fleet: Fleet, state: State, running: Split, judge: Judge) -> Fleet:
     hosts = {
         name: _spare(profile, state.host(name), serves=name in running.hosts) for name, profile in fleet.hosts.items()
     }
-    links = {source: dict(_links(row, state.links.get(source, {}), judge)) for source, row in fleet.links.items()}
+    links = {
+        source: dict(_links(row, known, judge)) if (known := state.links.get(source)) else row
+        for source, row in fleet.links.items()
+    }
     slowdown = {name: judge(state.host(name).pace) for name in fleet.hosts}
     return fleet.model_copy(update={"hosts": hosts, "links": links, "slowdown": slowdown})
 

@@ -28,8 +28,9 @@ def _news(thought: Fleet, now: Fleet, factor: float) -> Iterator[str]:
             yield f"{name} takes {pace:.1f} x its profiled time (it was {before:.1f} x)"
     for source, row in now.links.items():
         for target, link in row.items():
-            if source in thought.hosts and target in thought.hosts:
-                yield from _changes(f"{source} -> {target}", thought.links[source].get(target), link, factor)
+            old = thought.links[source].get(target) if source in thought.hosts else link
+            if old is not link and target in thought.hosts:  # of a thousand hosts nearly all links are as they were
+                yield from _changes(f"{source} -> {target}", old, link, factor)
 
 
 def roomier(thought: Views, views: Views, running: Split) -> tuple[str, ...]:
@@ -62,7 +63,9 @@ def remembered(thought: Views, views: Views) -> Views:
 def _common(thought: Fleet, now: Fleet) -> Fleet:
     left = thought.without(*(name for name in thought.hosts if name not in now.hosts))
     links = {
-        source: {target: link for target, link in row.items() if target in now.links[source]}
+        source: row
+        if row.keys() <= now.links[source].keys()
+        else {target: link for target, link in row.items() if target in now.links[source]}
         for source, row in left.links.items()
     }
     return left.model_copy(update={"links": links})
