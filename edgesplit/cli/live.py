@@ -109,6 +109,7 @@ class Screen:
             token=entry.time_per_token if entry else None,
             wished=plan.service.time_per_token,
             running=entry.running if entry else 0,
+            shed=mind.shed,
             slow=plan.watch.slowdown,
             standby=self._standby,
             doing=self._doing.text,

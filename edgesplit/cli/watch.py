@@ -85,13 +85,15 @@ def _open(
     from edgesplit.cli.render import out
     from edgesplit.errors import MovedError, ServingError
     from edgesplit.hosts.fanout import door
+    from edgesplit.orchestrator.verdict import Mind
     from edgesplit.orchestrator.watch import Surroundings, Watch
 
     plan, entry, cargo = space.plan_file, hosts[space.plan.entry], space.cargo()
     kept = manifest(entry, cargo.folder(entry.name))
     if kept is None:
         raise ServingError(f"{space.plan.name} is not deployed", f"edgesplit deploy {plan}")
-    if not cargo.matches(kept):
+    shed = cargo.shed(kept)
+    if not cargo.shedding(shed).matches(kept):
         raise MovedError(
             "the plan, the inventory or the checkpoint is not the one that is deployed",
             f"run: edgesplit plan {plan} and edgesplit deploy {plan}",
@@ -99,7 +101,7 @@ def _open(
     fleet = _fleet(space, entry, cargo.folder(entry.name))
     around = Surroundings(space.rereader(), partial(door, accept_new=how.accept_new), space.keep)
     doing = Doing()
-    watch = Watch(cargo, fleet, hosts, split_of(kept), doing, around, claim=not how.dry_run)
+    watch = Watch(cargo, fleet, hosts, split_of(kept), doing, around, claim=not how.dry_run, state=Mind(shed=shed))
     resources.enter_context(watch)
     if how.screen and out.is_terminal:
         screen = Screen(watch, doing, out, time.time)

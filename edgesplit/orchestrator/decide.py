@@ -67,6 +67,7 @@ class Options(Value):
     running: float | None
     ways: tuple[Way, ...]
     impossible: str = ""  # why there is no split at all
+    shed: int | None = None  # the ways are for so many sequences at a time: for all that the plan asks there is none
 
 
 class Decision(Value):
@@ -80,6 +81,7 @@ class Decision(Value):
     net: float | None = None
     moving: Moving | None = None
     forecast: Forecast | None = None
+    shed: int | None = None  # serve only so many sequences at a time; None: as many as the plan asks for
 
 
 def thresholds(policy: WatchPolicy, service: ServiceLevel) -> Thresholds:
@@ -182,7 +184,9 @@ def decide(tripped: tuple[Alarm, ...], options: Options, running: Split, policy:
         return Decision(action="keep", because=f"{why}; and no split is possible: {options.impossible}")
     if options.running is None or any(alarm.at_once for alarm in tripped):
         way = _soonest(options.ways)
-        return Decision(action=way.action, because=why, target=way.split, moving=way.moving)
+        if options.shed is not None:
+            why += f"; {options.impossible}, so only {options.shed} at a time"
+        return Decision(action=way.action, because=why, target=way.split, moving=way.moving, shed=options.shed)
     return _weigh(why, options.ways, options.running, running, policy)
 
 

@@ -77,6 +77,10 @@ class Thinker:
                 return mind, verdict
         mind = self._set_aside(mind, tripped, running, now)
         options = self._revise(mind, running, now)
+        if not options.ways and any(alarm.at_once for alarm in tripped):
+            options = self._shed(mind, running, now, options.impossible)
+        elif mind.shed is not None and options.ways:  # all that the plan asks for fits again
+            options = options.model_copy(update={"running": None})
         decision = decide(tripped, options, running, policy)
         if decision.target is not None and not any(alarm.at_once for alarm in tripped):
             decision = decision.model_copy(update={"forecast": self._forecast(mind, running, decision.target, seen)})
@@ -112,6 +116,18 @@ class Thinker:
                 return self._options(reachable, running, now)
             except InfeasibleError:
                 return Options(running=None, ways=(), impossible=error.message)
+
+    def _shed(self, mind: Mind, running: Split, now: float, impossible: str) -> Options:
+        """Fewer sequences at a time, at whatever rate: their caches are what can be done without."""
+        work = self.plan.workload
+        count = work.concurrency // 2
+        while count:
+            less = work.model_copy(update={"concurrency": count, "rate": 0.0})
+            found = replace(self, plan=self.plan.model_copy(update={"workload": less}))._revise(mind, running, now)
+            if found.ways:
+                return found.model_copy(update={"running": None, "shed": count, "impossible": impossible})
+            count //= 2
+        return Options(running=None, ways=(), impossible=impossible)
 
     def _options(self, mind: Mind, running: Split, now: float) -> Options:
         seen = views(self.fleet, mind, running, now, self.plan.watch.host_timeout)
@@ -219,7 +235,15 @@ def moved(mind: Mind, decision: Decision, origin: Split, now: float) -> Mind:
     if forecast is not None and entry is not None:
         trial = Trial(since=now, tokens=entry.tokens, origin=origin, forecast=forecast)
     hosts = {name: host.model_copy(update={"reading": None, "mute_for": 0}) for name, host in mind.hosts.items()}
-    update = {"hosts": hosts, "last_move": now, "broken_at": None, "late_for": 0, "answered": (), "served": ()}
+    update = {
+        "hosts": hosts,
+        "last_move": now,
+        "broken_at": None,
+        "late_for": 0,
+        "answered": (),
+        "served": (),
+        "shed": decision.shed,
+    }
     return supplied(mind, target).model_copy(update={**update, "trial": trial})
 
 

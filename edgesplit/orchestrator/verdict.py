@@ -56,10 +56,12 @@ class Failure(Value):
 
 class Mind(State):
     """What the orchestrator remembers beside the state of hosts and links. `shards`: host -> blocks on its disk;
-    `hopeless`: for what was asked last, no split was possible."""
+    `hopeless`: for what was asked last, no split was possible; `shed`: so many sequences at a time are all that is
+    served, None: as many as the plan asks for."""
 
     shards: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     hopeless: bool = False
+    shed: int | None = None
     trial: Trial | None = None
     failures: tuple[Failure, ...] = ()
 

@@ -225,9 +225,10 @@ class Watch:
             if name in target.hosts or not (name in gone or self.state.host(name).away(start, timeout))
         }
         try:
-            scene = look(self.cargo, reachable, self.fleet)
+            cargo = self.cargo.shedding(decision.shed)
+            scene = look(cargo, reachable, self.fleet)
             why = f"watch: {decision.action}"
-            pushed = push(self.cargo, target, reachable, scene, self.progress, reason=why)
+            pushed = push(cargo, target, reachable, scene, self.progress, reason=why)
         except EdgesplitError as error:
             self.state = self.state.model_copy(
                 update={"last_move": self.clock(), "thought": before.thought, "answered": before.answered}

@@ -419,3 +419,28 @@ def test_where_no_split_is_possible_what_serves_goes_on_and_it_is_said_once() ->
         told += [decision] if decision else []
     assert [decision.action for decision in told] == ["keep"]
     assert "no split is possible: memory" in told[0].because
+
+
+def test_what_cannot_be_served_in_full_is_shed_until_it_can() -> None:
+    world = World()
+    crowd = WISH.model_copy(update={"workload": WISH.workload.model_copy(update={"concurrency": 2})})
+    world.thinker = replace(world.thinker, plan=crowd)
+    world.running = solve(pose(chain(), PROFILE, crowd, INVENTORY)).split.at(1)
+    assert set(world.running.hosts) == set(NAMES)  # the caches of two sequences take all there is
+    world.run(20)
+    world.change("heard", "attic", 0)
+    world.change("alive", "attic", 0)
+    world.run(20)
+    ((_, made),) = world.moves
+    assert made.shed == 1
+    assert "only 1 at a time" in made.because
+    assert world.broken == ""
+    assert not violations(world.running, world.problem())
+    assert world.state.shed == 1
+    world.run(200)
+    assert len(world.moves) == 1
+    world.change("heard", "attic", 1)
+    world.run(200)
+    assert [decision.shed for _, decision in world.moves] == [1, None]
+    assert set(world.running.hosts) == set(NAMES)
+    assert world.state.shed is None
