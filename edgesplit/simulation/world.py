@@ -25,6 +25,7 @@ from edgesplit.split import Stage
 TURN = 2.0  # seconds between two readings
 PROBES = 30.0  # and between two measurements of a link
 STEPS = 10  # decode steps of a turn
+TOKENS = 100  # given out in a turn
 
 
 @dataclass
@@ -39,7 +40,8 @@ class Nature:
     far: dict[str, float] = field(default_factory=dict)
     rtt: dict[tuple[str, str], float] = field(default_factory=dict)
     unheard: set[str] = field(default_factory=set)
-    dead: set[str] = field(default_factory=set)
+    stopped: set[str] = field(default_factory=set)  # hosts whose runner died; the next move starts it
+    dead: set[str] = field(default_factory=set)  # hosts without power
 
     def link(self, a: str, b: str, profile: LinkProfile) -> LinkProfile:
         low, high = sorted((a, b))
@@ -58,14 +60,15 @@ class World:
     room: dict[str, int] = field(default_factory=dict)
     now: float = 0.0
     state: Mind = field(default_factory=Mind)
-    moves: list[tuple[float, Decision]] = field(default_factory=list)
+    moves: list[tuple[float, Decision]] = field(default_factory=list)  # those that failed are among them
     decisions: int = 0
     failed: int = 0
     broken: str = ""
 
     def __post_init__(self) -> None:
-        self.names = tuple(self.thinker.fleet.hosts)
-        self.running = solve(self.problem(self.names)).split.at(1)
+        self.profile = self.thinker.fleet
+        self.names = tuple(self.profile.hosts)
+        self.running = solve(self.problem()).split.at(1)
         self.busy = dict.fromkeys(self.names, 0.0)
         self.spent: dict[tuple[int, int], float] = {}
         self.turns = 0
@@ -74,33 +77,37 @@ class World:
 
     # --- as it is ---
 
-    @property
-    def profile(self) -> Fleet:
-        return self.thinker.fleet
-
     def pace(self, name: str) -> float:
         return self.nature.pace.get(name, 1.0) * self.crowd.get(name, 1.0)
 
     def free(self, name: str) -> int:
+        """Bytes of memory, as the host tells."""
         return min(self.profile.hosts[name].memory_available, self.room.get(name, 2**62))
 
     def link(self, a: str, b: str) -> LinkProfile:
         return self.nature.link(a, b, self.profile.links[a][b])
 
-    def problem(self, names: Collection[str]) -> Problem:
-        """As it is, of these hosts."""
-        links = {a: {b: self.link(a, b) for b in names if b != a and b in self.profile.links[a]} for a in names}
-        fleet = self.profile.model_copy(
+    def memory(self, name: str) -> int:
+        """Bytes that this deployment may take of it."""
+        return self.free(name)
+
+    def fleet(self, among: Collection[str] = ()) -> Fleet:
+        """As it is: these hosts of it, or all."""
+        names = among or self.names
+        rows = self.profile.links
+        return self.profile.model_copy(
             update={
                 "hosts": {
-                    name: self.profile.hosts[name].model_copy(update={"memory_available": self.free(name)})
+                    name: self.profile.hosts[name].model_copy(update={"memory_available": self.memory(name)})
                     for name in names
                 },
-                "links": links,
+                "links": {a: {b: self.link(a, b) for b in names if b != a and b in rows[a]} for a in names},
                 "slowdown": {name: self.pace(name) for name in names},
             }
         )
-        return pose(self.thinker.chain, fleet, self.thinker.plan, self.thinker.inventory)
+
+    def problem(self, among: Collection[str] = ()) -> Problem:
+        return pose(self.thinker.chain, self.fleet(among), self.thinker.plan, self.thinker.inventory)
 
     def token(self) -> float:
         """Seconds per token as they are."""
@@ -112,14 +119,14 @@ class World:
 
     def notice(self) -> None:
         """A ring one of whose hosts is gone is broken."""
-        gone = [name for name in self.running.hosts if name in self.nature.dead]
+        gone = [name for name in self.running.hosts if name in self.nature.dead | self.nature.stopped]
         if gone and not self.broken:
             self.broken = f"{gone[0]}: the connection was closed"
 
     # --- as it is told ---
 
     def reading(self, name: str) -> Reading:
-        serves = name in self.running.hosts and name not in self.nature.dead
+        serves = name in self.running.hosts and name not in self.nature.dead | self.nature.stopped
         profile = self.profile.hosts[name]
         hops = [b.host for a, b in pairwise(self.running.stages) if a.host == name]
         self.busy[name] += TURN * profile.cores * (1 - 1 / self.pace(name))  # what others take of its cores
@@ -136,7 +143,7 @@ class World:
             broken=self.broken if serves else "",
             stages=tuple(self._stages(name)) if serves else (),
             links={target: self.link(name, target).rtt for target in hops} if serves else {},
-            tokens=STEPS * self.turns * serves,
+            tokens=TOKENS * self.turns * serves,
             time_per_token=self.token() if name == self.running.entry and serves and self.serves else None,
         )
 
@@ -168,17 +175,28 @@ class World:
         self.turns += 1
         self.notice()
         if self.under_way is not None:
-            self._end_move()
+            self.end_move()
             return
         silent = self.nature.unheard | self.nature.dead
         heard = {name: Heard(self.now, self.reading(name)) for name in self.names if name not in silent}
         self.state = self.thinker.heed(self.state, heard, self.running)
         decision = self._decide()
         if decision is not None and decision.target is not None:
-            takes = decision.moving.seconds if decision.moving is not None else TURN
-            self.under_way = (self.now + max(1.0, takes), decision)
+            self.begin(decision)
         elif self.now % PROBES < TURN:
             self._try(next(self._pairs, ("", "")))
+
+    def begin(self, decision: Decision) -> None:
+        """A move, which takes as long as it says."""
+        self.moves.append((self.now, decision))
+        takes = decision.moving.seconds if decision.moving is not None else TURN
+        self.under_way = (self.now + max(1.0, takes), decision)
+
+    def run(self, seconds: float) -> World:
+        end = self.now + seconds
+        while self.now < end:
+            self.turn()
+        return self
 
     def _decide(self) -> Decision | None:
         before = self.state
@@ -193,13 +211,14 @@ class World:
 
     def _try(self, pair: tuple[str, str]) -> None:
         """A link is measured."""
-        if set(pair) <= set(self.names) and not (self.nature.dead | self.nature.unheard) & set(pair):
+        away = self.nature.dead | self.nature.stopped | self.nature.unheard
+        if set(pair) <= set(self.names) and not away & set(pair):
             found: dict[tuple[str, str], LinkProfile | str] = {
                 (a, b): self.link(a, b) for a, b in (pair, pair[::-1]) if b in self.profile.links[a]
             }
             self.state = probed(self.state, self.profile, found, self.now)
 
-    def _end_move(self) -> None:
+    def end_move(self) -> None:
         """All of it or nothing, once its time is over."""
         assert self.under_way is not None  # noqa: S101 - asked before
         until, decision = self.under_way
@@ -212,6 +231,6 @@ class World:
             self.failed += 1
             self.state = self.state.model_copy(update={"last_move": self.now})
             return
-        self.moves.append((self.now, decision))
+        self.nature.stopped -= set(target.hosts)
         self.state = moved(self.state, decision, self.running, self.now)
         self.running, self.broken = target.at(self.running.epoch + 1), ""

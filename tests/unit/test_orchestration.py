@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,21 +16,18 @@ from hypothesis import strategies as st
 from profiles import NAMES, fleet
 from test_decide import PLAN, chain
 
-from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.inventory import Inventory
 from edgesplit.orchestrator.decide import Decision
-from edgesplit.orchestrator.think import Thinker, moved, untried
-from edgesplit.orchestrator.verdict import Mind
+from edgesplit.orchestrator.think import Thinker
 from edgesplit.plan import Pin, WatchPolicy
-from edgesplit.profiling.capacity import MEMORY, Heard, probed
-from edgesplit.profiling.probes import Reading, StageReading
+from edgesplit.profiling.capacity import MEMORY, Heard
 from edgesplit.revision.cost import evaluate, violations
 from edgesplit.revision.problem import Problem, pose
 from edgesplit.revision.solver import solve
-from edgesplit.split import Split, Stage, split_from_placement
+from edgesplit.simulation import world as simulated
+from edgesplit.simulation.world import TURN
+from edgesplit.split import Split, split_from_placement
 
-TURN = 2.0  # seconds between two readings
-PROBES = 30.0  # and between two measurements of a link
 MEMORY_EACH = 128 * 2**10 + 5500  # bytes: workspace, and what no host can hold the whole model in, but two can
 POLICY = WatchPolicy()
 INVENTORY = Inventory.model_validate(
@@ -55,158 +52,53 @@ HISTORIES = int(os.environ.get("EDGESPLIT_HISTORIES", "12"))
 Change = tuple[str, str, float]
 
 
-@dataclass
-class World:
-    """A fleet that is as it is, the orchestrator that watches it, and every move it made."""
+class World(simulated.World):
+    """Three hosts; what is done to them is done at once, and so are moves."""
 
-    pace: dict[str, float] = field(default_factory=lambda: dict.fromkeys(NAMES, 1.0))
-    rtt: dict[tuple[str, str], float] = field(default_factory=dict)
-    unheard: set[str] = field(default_factory=set)
-    dead: set[str] = field(default_factory=set)
-    hidden: dict[str, float] = field(default_factory=dict)  # host -> factor on tokens, which nobody sees
-    room: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NAMES, 2**33))  # bytes of memory that are free
-    now: float = 0.0
-    state: Mind = field(default_factory=Mind)
-    moves: list[tuple[float, Decision]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.hidden: dict[str, float] = {}  # host -> factor on tokens, which nobody sees
+        self._tokens: dict[tuple[object, ...], float] = {}
+        super().__init__(
+            Thinker(chain(), PROFILE, WISH, INVENTORY), simulated.Nature(), room=dict.fromkeys(NAMES, 2**33)
+        )
 
-    def __post_init__(self) -> None:
-        self.thinker = Thinker(chain(), PROFILE, WISH, INVENTORY)
-        self.running = solve(self.problem()).split.at(1)
-        self.busy = dict.fromkeys(NAMES, 0.0)
-        self.spent: dict[tuple[int, int], float] = {}
-        self.turns = 0
-        self.tokens: dict[tuple[object, ...], float] = {}
-        self.broken = ""
-        self.probes = iter(PAIRS)
+    def memory(self, name: str) -> int:
+        return PROFILE.hosts[name].memory_available
 
-    # --- as it is ---
-
-    def fleet(self) -> Fleet:
-        def link(a: str, b: str) -> LinkProfile:
-            low, high = sorted((a, b))
-            return LinkProfile(rtt=self.rtt.get((low, high), PROFILE.links[a][b].rtt), bandwidth=1e9)
-
-        links = {a: {b: link(a, b) for b in NAMES if b != a} for a in NAMES}
-        return PROFILE.model_copy(update={"links": links, "slowdown": self.pace})
-
-    def problem(self, without: set[str] = frozenset()) -> Problem:
-        return pose(chain(), self.fleet().without(*without), WISH, INVENTORY)
+    def problem(self, among: Collection[str] = ()) -> Problem:
+        """Whatever the plan and inventory have become meanwhile."""
+        return pose(chain(), self.fleet(among), WISH, INVENTORY)
 
     def phi(self, split: Split) -> float:
         return evaluate(split, self.problem()).phi
 
+    def token(self) -> float:
+        nature = self.nature
+        key = (self.running.stages, *sorted(nature.pace.items()), *sorted(nature.rtt.items()))
+        if key not in self._tokens:
+            self._tokens[key] = evaluate(self.running, self.problem()).time_per_token_seconds
+        return math.prod([self._tokens[key], *(self.hidden.get(host, 1.0) for host in self.running.hosts)])
+
     def change(self, kind: str, what: str, value: float) -> None:
+        nature = self.nature
         if kind == "pace":
-            self.pace[what] = value
+            nature.pace[what] = value
         elif kind == "rtt":
             low, high = sorted(what.split())
-            self.rtt[low, high] = value
+            nature.rtt[low, high] = value
         elif kind == "hidden":
             self.hidden[what] = value
         elif kind == "room":
             self.room[what] = int(value)
-        elif kind == "heard":
-            (self.unheard.discard if value else self.unheard.add)(what)
-        elif value:
-            self.dead.discard(what)
         else:
-            self.dead.add(what)
-            if what in self.running.hosts:
-                self.broken = f"{what}: the connection was closed"
+            told = {"heard": nature.unheard, "alive": nature.stopped}[kind]
+            (told.discard if value else told.add)(what)
+            self.notice()
 
-    # --- as it is told ---
-
-    def reading(self, name: str) -> Reading:
-        serves = name in self.running.hosts and name not in self.dead
-        stages = tuple(
-            StageReading(
-                epoch=self.running.epoch,
-                stage=number,
-                blocks=(stage.first, stage.last),
-                steps=10 * self.turns,
-                decode_seconds=self._spent(number, stage),
-            )
-            for number, stage in enumerate(self.running.stages)
-            if stage.host == name and serves
-        )
-        hops = [(a.host, b.host) for a, b in zip(self.running.stages, self.running.stages[1:], strict=False)]
-        self.busy[name] += TURN * (1 - 1 / self.pace[name])  # what others take of its one core
-        return Reading(
-            at=self.now + 1e6,
-            cores=1.0,
-            memory_total=2**34,
-            memory_available=self.room[name],
-            busy_seconds=self.busy[name],
-            deployed=True,
-            runner=serves,
-            threads=1,
-            serving=self.running.epoch if serves else None,
-            broken=self.broken if serves else "",
-            stages=stages,
-            tokens=100 * self.turns * serves,
-            time_per_token=self.token() if name == self.running.entry and serves and not self.broken else None,
-            links={b: self.fleet().links[a][b].rtt for a, b in hops if a == name and serves},
-        )
-
-    def token(self) -> float:
-        """Seconds per token as they are, not as a model would have them."""
-        key = (self.running.stages, *self.pace.values(), *sorted(self.rtt.items()))
-        if key not in self.tokens:
-            problem = pose(chain(), self.fleet(), WISH, INVENTORY)
-            self.tokens[key] = evaluate(self.running, problem).time_per_token_seconds
-        return math.prod([self.tokens[key], *(self.hidden.get(host, 1.0) for host in self.running.hosts)])
-
-    def _spent(self, number: int, stage: Stage) -> float:
-        """Ten steps more, as long as they take now."""
-        times = PROFILE.hosts[stage.host].times
-        layers = min(stage.last, self.running.blocks - 2) - max(stage.first, 1) + 1
-        head = times.head * (stage.last == self.running.blocks - 1)
-        key = (self.running.epoch, number)
-        step = self.pace[stage.host] * (times.decode_overhead + max(0, layers) * times.decode_layer + head)
-        self.spent[key] = self.spent.get(key, 0.0) + 10 * step
-        return self.spent[key]
-
-    def turn(self) -> None:
-        self.now += TURN
-        self.turns += 1
-        heard = {name: Heard(self.now, self.reading(name)) for name in NAMES if name not in self.unheard}
-        self.state = self.thinker.heed(self.state, heard, self.running)
-        before = self.state
-        self.state, decision = self.thinker.think(before, self.running, self.now)
-        if decision is not None and decision.target is not None and decision.gain is not None and not self.broken:
-            for pair in untried(decision.target, self.running):
-                before = self.tried(before, pair)
-            self.state, decision = self.thinker.think(before, self.running, self.now)
-        if decision is not None and decision.target is not None:
-            self.move(decision)
-        elif self.now % PROBES < TURN:
-            self.probe()
-
-    def probe(self) -> None:
-        pair = next(self.probes, None)
-        if pair is None:
-            self.probes = iter(PAIRS)
-        elif not self.dead & set(pair) and not self.unheard & set(pair):
-            self.state = self.tried(self.state, pair)
-
-    def tried(self, state: Mind, pair: tuple[str, str]) -> Mind:
-        links = self.fleet().links
-        return probed(state, PROFILE, {(a, b): links[a][b] for a, b in (pair, pair[::-1])}, self.now)
-
-    def move(self, decision: Decision) -> None:
-        target = decision.target
-        assert target is not None
+    def begin(self, decision: Decision) -> None:
         self.moves.append((self.now, decision))
-        if not self.unheard & set(target.hosts):
-            self.dead -= set(target.hosts)  # a runner that is not there is started
-            self.state = moved(self.state, decision, self.running, self.now)
-            self.running, self.broken = target.at(self.running.epoch + 1), ""
-
-    def run(self, seconds: float) -> World:
-        end = self.now + seconds
-        while self.now < end:
-            self.turn()
-        return self
+        self.under_way = (self.now, decision)
+        self.end_move()
 
 
 # --- what must never happen ---
@@ -226,7 +118,7 @@ def check(world: World, before: Split, decision: Decision, quiet: float) -> None
     for host, extra in decision.moving.extra.items():  # while both are loaded
         assert extra <= world.room[host]
     assert not world.state.trial or world.state.trial.origin == before
-    if not world.dead | world.unheard and quiet > 60:
+    if not world.nature.stopped | world.nature.unheard and quiet > 60:
         assert world.phi(target) < world.phi(before)
 
 
