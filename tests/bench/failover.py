@@ -142,7 +142,7 @@ def plan(model: Path, standby: float) -> ModelPlan:
         workload=Workload(prompt_tokens=16, new_tokens=TOKENS, max_context=64),
         prefill_chunk=16,
         pins=(Pin(blocks=("layers.0",)),),
-        watch=WatchPolicy(interval=1.0, standby=standby, slowdown=20.0),
+        watch=WatchPolicy(interval=1.0, standby=standby, slowdown=20.0, min_gain=0.9),
     )
 
 
@@ -156,7 +156,7 @@ def failover(lab: Lab, cargo: Cargo, fleet: Fleet, hosts: dict[str, Host], targe
         client.start()
         until(watch, "", 5)
         phases.clear()
-        lost, died = pushed.split.hosts[1], time.monotonic()
+        lost, died = watch.running.hosts[1], time.monotonic()
         lab.kill(lost)
         took = until(watch, "moved", 180)
         time.sleep(3)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -86,6 +90,7 @@ def test_profile_plan_deploy_generate_status_down_over_ssh(tmp_path: Path, sshd:
         assert status["serving"]
         assert all(stage["state"] == "serving" for stage in status["stages"])
         ask_with_keys(plan)
+        one_watches(plan, tmp_path / "elsewhere")
         again = edgesplit("deploy", plan, "--yes", "--json")
         assert not json.loads(again.stdout)["changed"]
         assert "nothing to do" in again.stderr
@@ -110,6 +115,36 @@ def ask_with_keys(plan: Path) -> None:
     ]
     edgesplit("keys", "revoke", plan, "phone")
     assert refused(port, key)
+
+
+def one_watches(plan: Path, elsewhere: Path) -> None:
+    """A second watcher is refused; where the first was killed, one without any cache goes on; Ctrl-C harms nothing."""
+    elsewhere.mkdir()
+    for name in ("plan.yaml", "hosts.yaml", "model"):
+        (elsewhere / name).symlink_to(plan.parent / name)
+    with watching(plan) as first:
+        assert "job is watched by" in edgesplit("watch", plan, "--once", status=6).stderr
+        first.kill()
+    time.sleep(3)  # its channel to the entry ends within an interval
+    with watching(elsewhere / "plan.yaml") as second:
+        second.send_signal(signal.SIGINT)
+        assert second.wait(30) == 0
+    events = [json.loads(line) for line in edgesplit("history", plan, "--json").stdout.splitlines()]
+    assert all(event["epoch"] == 1 for event in events)
+
+
+@contextmanager
+def watching(plan: Path) -> Iterator[subprocess.Popen[str]]:
+    """A watcher that has heard of the hosts."""
+    with subprocess.Popen([EDGESPLIT, "watch", plan, "--json"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, "it did not begin"
+            assert json.loads(line)["event"] == "reading"
+            yield process
+        finally:
+            process.kill()
 
 
 def refused(port: int, key: str) -> bool:
