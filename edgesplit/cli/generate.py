@@ -52,7 +52,8 @@ def run(
     if check:
         from edgesplit.model.unsplit import greedy
 
-        same = greedy(space.checkpoint, space.cut, asked, max_tokens)[: len(tokens)] == tokens
+        expected = greedy(space.checkpoint, space.cut, asked, max_tokens, piece=space.plan.prefill_chunk)
+        same = expected[: len(tokens)] == tokens
     if as_json:
         print_json({"text": text, "finish_reason": end, "token_ids": tokens, "equal_to_unsplit": same})
     if end is None:

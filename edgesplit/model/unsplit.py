@@ -26,17 +26,27 @@ from edgesplit.runner.stage import DTYPES, Stage, StageError
 
 
 def greedy(
-    checkpoint: Checkpoint, made: Callable[[], Cut], prompt: Sequence[int], count: int, *, past_end: bool = False
+    checkpoint: Checkpoint,
+    made: Callable[[], Cut],
+    prompt: Sequence[int],
+    count: int,
+    *,
+    past_end: bool = False,
+    piece: int | None = None,
 ) -> list[int]:
     """What `generate` of the whole model answers. `made`: the shards, where it is quantised. `past_end`: as if there
-    were no end token. Raises ModelError."""
-    with whole(checkpoint, made) as answer:
+    were no end token. `piece`: tokens of the prompt that a quantised model is given at once, where it takes pieces: its
+    kernels round what comes in to bfloat16, and other pieces are summed in another order. Raises ModelError."""
+    with whole(checkpoint, made, piece) as answer:
         return answer(prompt, count, past_end)
 
 
 @contextlib.contextmanager
-def whole(checkpoint: Checkpoint, made: Callable[[], Cut]) -> Iterator[Callable[[Sequence[int], int, bool], list[int]]]:
+def whole(
+    checkpoint: Checkpoint, made: Callable[[], Cut], piece: int | None = None
+) -> Iterator[Callable[[Sequence[int], int, bool], list[int]]]:
     """`greedy`, for many prompts: (prompt, count, past_end) -> answer."""
+    pieces = checkpoint.chain.quantization is not None and checkpoint.chain.chunked and piece is not None
     with _quiet(), contextlib.ExitStack() as stack:
         model = (
             _plain(checkpoint)
@@ -47,6 +57,7 @@ def whole(checkpoint: Checkpoint, made: Callable[[], Cut]) -> Iterator[Callable[
         def answer(prompt: Sequence[int], count: int, past_end: bool) -> list[int]:
             ids = torch.tensor([[*prompt]])
             more: dict[str, Any] = {"eos_token_id": None} if past_end else {}
+            more |= {"prefill_chunk_size": piece} if pieces else {}
             mask = torch.ones_like(ids)
             found = model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, **more)
             return [int(token) for token in found[0, len(prompt) :]]
