@@ -6,6 +6,7 @@ in turns, medians. `SHAPE=llama-3.2-1b make bench-serve` takes another shape tha
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -37,8 +38,7 @@ from edgesplit.broadcast.remote import status
 from edgesplit.plan import Workload
 
 ROOT = Path(__file__).parents[2]
-OUTPUT = ROOT / "build" / "bench" / "serve.json"
-ROUNDS = 5  # of each measurement
+ROUNDS = 3  # of each measurement
 TOKENS = 24  # of an answer
 STREAMS = 8
 PROMPT = 64
@@ -72,9 +72,7 @@ def main() -> int:
         model = make(SHAPES[shape](), Path(folder) / "model")
         rows = list(measure(model, Path(folder)))
     show(shape, rows)
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps({"shape": shape, "rows": rows}, indent=2) + "\n")
-    say.print(f"\nwritten to {OUTPUT.relative_to(ROOT)}")
+    record("serve", shape, rows)
     return 0
 
 
@@ -131,9 +129,13 @@ def one_stream(ring: Deployment, whole: Any) -> Iterator[Row]:
 
 
 def per_token(ring: Deployment, prompt: list[int]) -> float:
-    """Milliseconds per token after the first."""
     times = [time.perf_counter() for _ in ring.stream(prompt, TOKENS)]
-    return (times[TOKENS - 1] - times[0]) / (TOKENS - 1) * 1e3
+    return between(times[:TOKENS])
+
+
+def between(times: list[float]) -> float:
+    """Milliseconds from one token to the next, the median: what else a machine does hits some of them."""
+    return statistics.median(after - before for before, after in itertools.pairwise(times)) * 1e3
 
 
 def alone(whole: Any, prompt: list[int]) -> float:
@@ -153,7 +155,7 @@ def alone(whole: Any, prompt: list[int]) -> float:
     rules = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=1)
     with torch.inference_mode():
         whole.generate(tensor, attention_mask=torch.ones_like(tensor), generation_config=rules, streamer=Clock())
-    return (times[TOKENS] - times[1]) / (TOKENS - 1) * 1e3  # the prompt is put first
+    return between(times[1:])  # the prompt is put first
 
 
 def turn(ring: Deployment) -> dict[str, Any]:
@@ -241,8 +243,15 @@ def row(
             "wanted": limit}  # fmt: skip
 
 
-def show(shape: str, rows: list[Row]) -> None:
-    table = Table("what", "measured", "beside", "ratio", "wanted", box=None, pad_edge=False, title=shape)
+def record(name: str, title: str, rows: list[Row]) -> None:
+    output = ROOT / "build" / "bench" / f"{name}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({"title": title, "rows": rows}, indent=2) + "\n")
+    say.print(f"\nwritten to {output.relative_to(ROOT)}")
+
+
+def show(title: str, rows: list[Row]) -> None:
+    table = Table("what", "measured", "beside", "ratio", "wanted", box=None, pad_edge=False, title=title)
     for each in rows:
         beside = "" if each["beside"] is None else f"{each['beside']:.4g} {each['unit']} {each['than']}"
         ratio = "" if each["ratio"] is None else f"{each['ratio']:.3f}"

@@ -1,0 +1,167 @@
+"""`make bench-serve_fleet`: the ring on hosts with half a core each and links of their own. Needs root.
+
+Three stages of equal work in a lab, so that all of them compute at the same time on a machine of two cores. Compared
+with the sum of compute, delays and bytes over bandwidth, and with itself: one stream, and a prompt in one piece on one
+of the hosts. `SHAPE` as for `make bench-serve`, of which this is the second part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from conftest import free_port
+from deployments import Deployment
+from serve import SHAPES, Row, between, equal_thirds, first_token, ids, make, record, row, show, together, turn
+from transformers import AutoConfig
+
+from edgesplit.broadcast.cargo import Cargo
+from edgesplit.broadcast.note import signature
+from edgesplit.broadcast.teardown import take_down
+from edgesplit.hosts.fanout import connect
+from edgesplit.inventory import load_inventory
+from edgesplit.lab.lab import Lab
+from edgesplit.lab.scenario import Scenario
+from edgesplit.model.checkpoint import open_checkpoint
+from edgesplit.model.shards import cut
+from edgesplit.plan import Api, ModelPlan, ModelSource, Workload
+from edgesplit.profiling.probes import message_sizes
+
+NAMES = ("desk", "shelf", "attic")
+CORES = 0.5
+RATE = 100e6 / 8  # bytes per second
+ROUNDS = 3
+TOKENS = 12
+STREAMS = 8
+LONG = 512
+CHUNK = 64
+LAB = {
+    "name": "serve",
+    "link": {"delay": "2ms", "rate": "100Mbit/s"},
+    "hosts": {name: {"cores": CORES, "memory": "5GiB"} for name in NAMES},
+}
+SLACK = 1.05  # wanted: of compute, delays and bytes over bandwidth
+
+
+def main() -> int:
+    shape = os.environ.get("SHAPE", "qwen2.5-0.5b")
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        model = make(SHAPES[shape](), Path(folder) / "model")
+        rows = list(measure(model, Path(folder)))
+    title = f"{shape}, three hosts with {CORES} core each, 100 Mbit/s"
+    show(title, rows)
+    record("serve_fleet", title, rows)
+    return 0
+
+
+def measure(model: Path, folder: Path) -> Iterator[Row]:
+    thirds = equal_thirds(AutoConfig.from_pretrained(model))
+    lab = Lab.up(Scenario.model_validate_json(json.dumps(LAB)))
+    try:
+        with served(lab, model, folder) as ring:
+            ring.push(*thirds)
+            for delay in (20, 2):
+                for one, other in zip(NAMES, (*NAMES[1:], NAMES[0]), strict=True):
+                    lab.set_link(one, other, delay=f"{delay}ms")
+                yield from one_stream(ring, delay)
+            yield from many_streams(lab, ring)
+            split = [first_token(ring, ids(LONG, salt)) for salt in range(ROUNDS)]
+        with served(lab, model, folder, prefill_chunk=LONG) as alone:
+            alone.push(*("desk" for _ in thirds))
+            whole = [first_token(alone, ids(LONG, salt)) for salt in range(ROUNDS)]
+        times = statistics.median(split), "ms", statistics.median(whole)
+        yield row(f"prompt of {LONG}, first token", *times, "in one piece on one host", 0.5)
+    finally:
+        lab.down()
+
+
+@contextlib.contextmanager
+def served(lab: Lab, model: Path, folder: Path, prefill_chunk: int = CHUNK) -> Iterator[Deployment]:
+    inventory = load_inventory(lab.inventory)
+    hosts = {
+        name: spec.model_copy(update={"trusted": name == "desk", "cores": 1}) for name, spec in inventory.hosts.items()
+    }
+    inventory = inventory.model_copy(update={"hosts": hosts})
+    wish = ModelPlan(
+        name="serve", model=ModelSource(source=str(model)), entry="desk", pins=(), prefill_chunk=prefill_chunk,
+        api=Api(port=free_port()),
+        workload=Workload(prompt_tokens=LONG, new_tokens=TOKENS, max_context=1024, concurrency=STREAMS),
+    )  # fmt: skip
+    checkpoint = open_checkpoint(model, str(model), wish.dtype)
+    with connect(inventory) as doors:
+        ring = Deployment(Cargo(wish, inventory, checkpoint, cut(checkpoint, folder / "hashes.json")), doors)
+        try:
+            with tunnel(lab, wish.api.port):
+                yield ring
+        finally:
+            take_down(wish.name, inventory, doors, signature("bench"))
+
+
+@contextlib.contextmanager
+def tunnel(lab: Lab, port: int) -> Iterator[None]:
+    """The API of desk, which listens on its loopback, on this machine's."""
+    words = ["ssh", "-F", f"{lab.layout.folder}/ssh_config", "-N", "-L", f"127.0.0.1:{port}:127.0.0.1:{port}", "desk"]
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def one_stream(ring: Deployment, delay: int) -> Iterator[Row]:
+    """A token against compute, the ways of `delay` ms and the bytes; what a hop takes beyond them."""
+    seen, turns = [], []
+    for salt in range(ROUNDS):
+        times = [time.perf_counter() for _ in ring.stream(ids(CHUNK, salt), TOKENS)]
+        seen.append(between(times[:TOKENS]))
+        turns.append(turn(ring))
+    hops = len(turns[0]["stages"]) - 1
+    middle = {
+        name: statistics.median(sum(stage[f"{name}_s"] for stage in each["stages"]) for each in turns) * 1e3
+        for name in ("queued", "computed", "handled")
+    }
+    wire = statistics.median(each["wire_s"] for each in turns) * 1e3
+    sent = message_sizes(ring.plan, ring.cargo.checkpoint.chain)[0] * hops / RATE * 1e3
+    ways = hops * delay
+    token, floor = statistics.median(seen), middle["computed"] + ways + sent
+    yield row(f"one stream, links of {delay} ms", token, "ms", floor, "compute + delays + bytes", SLACK)
+    for name, value in middle.items():
+        yield row(f"  {name}, all stages", value, "ms")
+    yield row("  delays of the links", ways, "ms")
+    yield row("  bytes over bandwidth", sent, "ms")
+    yield row("  links beyond these, per hop", (wire - ways - sent) / hops, "ms")
+    yield row("  sampling and API", token - sum(middle.values()) - wire, "ms")
+    yield row("  beyond compute and wire, per hop", (token - floor) / hops, "ms", limit=0.5)
+
+
+def many_streams(lab: Lab, ring: Deployment) -> Iterator[Row]:
+    prompts = [ids(CHUNK, salt) for salt in range(STREAMS)]
+    one, many, busy = [], [], []
+    for _ in range(ROUNDS):
+        times = [time.perf_counter() for _ in ring.stream(prompts[0], TOKENS)]
+        one.append(1e3 / between(times[:TOKENS]))
+        before, start = cpu_seconds(lab), time.perf_counter()
+        many.append(together(ring, prompts))
+        busy.append((cpu_seconds(lab) - before) / (time.perf_counter() - start) / CORES / len(NAMES))
+    times = statistics.median(many), "1/s", statistics.median(one)
+    yield row(f"{STREAMS} streams, tokens per second", *times, "one stream", 2.5)
+    yield row("  share of their quotas that the hosts used", statistics.median(busy) * 100, "%")
+
+
+def cpu_seconds(lab: Lab) -> float:
+    """What the hosts have computed so far, together."""
+    return sum(host.cpu_seconds for host in lab.status().hosts.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
