@@ -21,7 +21,7 @@ from transformers.utils import logging
 from edgesplit.errors import ModelError
 from edgesplit.model.checkpoint import Checkpoint
 from edgesplit.model.shards import Cut
-from edgesplit.runner.arithmetic import widen
+from edgesplit.runner.arithmetic import quicken
 from edgesplit.runner.stage import DTYPES, Stage, StageError
 
 
@@ -70,7 +70,7 @@ def _plain(checkpoint: Checkpoint) -> Any:
     trusted = bool(checkpoint.own_code)
     dtype = DTYPES[checkpoint.chain.dtype]
     model = kind.from_pretrained(checkpoint.folder, dtype=dtype, local_files_only=True, trust_remote_code=trusted)
-    widen(model)
+    quicken(model)
     return model
 
 

@@ -37,8 +37,9 @@ def has_units(dtype: torch.dtype) -> bool:
     return wide and bool(has.get(f"avx512_{kind}") or has.get(f"amx_{kind}"))
 
 
-def widen(model: nn.Module) -> None:
-    """Let its linear layers multiply many rows in float32, where that is the faster way."""
+def quicken(model: nn.Module) -> None:
+    """Let its linear layers go the faster way: many rows of 16 bits in float32, and the tokens of three sequences as if
+    they were four, which takes float32 three fifths of the time (decision 0037)."""
     for module in model.modules():
         if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module):  # which stands in for another stage's
             module.forward = partial(_product, module)
@@ -46,6 +47,8 @@ def widen(model: nn.Module) -> None:
 
 def _product(module: Any, x: torch.Tensor) -> torch.Tensor:
     weight = module.weight if type(module) is nn.Linear else module.weight.t()
+    if x.shape[:-1] == (3, 1) and weight.device.type == "cpu" and weight.dtype is torch.float32:
+        return type(module).forward(module, functional.pad(x, (0, 0, 0, 0, 0, 1)))[:3]
     slow = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
     if not slow or x.numel() < MANY * x.shape[-1] or has_units(weight.dtype):
         return type(module).forward(module, x)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .anatomy import Kind, cache_argument, read_config
-from .arithmetic import widen
+from .arithmetic import quicken
 from .cache import Caches, Rows, Sequence
 from .families import family
 from .hidden import Hidden, Prompt, stack
@@ -44,7 +44,7 @@ class Stage:
     """Blocks first..last, ready to run; one forward at a time. `caches` holds what its sequences have seen."""
 
     def __init__(self, model: PreTrainedModel, wire: Wire) -> None:
-        widen(model)
+        quicken(model)
         self.model, self.range = model, wire.part
         self._wire = wire
         self.device = next((weight.device for weight in model.parameters()), torch.device("cpu"))

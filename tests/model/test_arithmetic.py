@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from edgesplit.runner import arithmetic
-from edgesplit.runner.arithmetic import MANY, in_bfloat16, widen, widened
+from edgesplit.runner.arithmetic import MANY, in_bfloat16, quicken, widened
 from edgesplit.runner.stage import Stage
 
 PROMPT = [(7 * place) % 250 + 2 for place in range(MANY + 9)]
@@ -33,7 +33,7 @@ def test_many_rows_are_multiplied_in_float32_and_few_as_before(dtype: torch.dtyp
     x = torch.randn(2, MANY, 96, dtype=dtype)
     with torch.no_grad():
         usual, few = layer(x), layer(x[:1, :3])
-        widen(layer)
+        quicken(layer)
         found = layer(x)
         assert (found.dtype, found.shape) == (dtype, usual.shape)
         assert (found == usual).float().mean() > 0.98
@@ -43,12 +43,27 @@ def test_many_rows_are_multiplied_in_float32_and_few_as_before(dtype: torch.dtyp
     assert torch.equal(found.flatten(0, 1), exact.to(dtype))
 
 
+@pytest.mark.parametrize("kind", [torch.nn.Linear, Conv1D])
+def test_three_sequences_are_multiplied_as_four(kind: type) -> None:
+    layer = kind(64, 100) if kind is torch.nn.Linear else kind(100, 64)
+    seen: list[torch.Size] = []
+    quicken(layer)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        plain = kind.forward
+        patch.setattr(kind, "forward", lambda self, x: (seen.append(x.shape), plain(self, x))[1])
+        for shape in ((3, 1, 64), (4, 1, 64), (2, 1, 64), (1, 3, 64)):
+            x = torch.randn(shape)
+            rows = torch.stack([plain(layer, row) for row in x])
+            torch.testing.assert_close(layer(x), rows)
+    assert [shape[0] for shape in seen] == [4, 4, 2, 1]
+
+
 @DTYPES
 def test_split_and_unsplit_give_the_same_tokens(dtype: torch.dtype, tmp_path: Path) -> None:
     name = str(dtype).removeprefix("torch.")
     folder = make_checkpoint(tmp_path / "model")
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    widen(whole)
+    quicken(whole)
     ids = torch.tensor([PROMPT])
     wanted = whole.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=None
