@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,10 +39,12 @@ class Route:
 @dataclass(frozen=True)
 class Shape:
     """What must hold beside the rows. `whole`: columns that must be whole, by importance; `routes`: each must be one
-    way from its beginning to its end."""
+    way from its beginning to its end; `wrong`: of whole values, columns that together break a limit, which a row cannot
+    tell from its solver's tolerance."""
 
     whole: Sequence[Sequence[int]]
     routes: Sequence[Route]
+    wrong: Callable[[Sequence[float]], Sequence[int]] = lambda _: ()
 
 
 @dataclass
@@ -108,9 +110,11 @@ class Search:
             self._remember(bound)
         if self._settled(bound):
             return None, None
-        halves = self._halves(values, bounds)
+        wrong = () if self._fractional(values) else self.shape.wrong(values)
+        halves = self._around(values, bounds, wrong) if wrong else self._halves(values, bounds)
         if halves is None:
-            self._keep(values, bound)
+            if not wrong:
+                self._keep(values, bound)
             return None, None
         return halves[0], (bound, halves[1])
 
@@ -195,6 +199,17 @@ class Search:
             floor = math.floor(values[column])
             down, up = {**bounds, column: (least, floor)}, {**bounds, column: (floor + 1.0, most)}
             return (up, down) if values[column] - floor >= 0.5 else (down, up)
+        return None
+
+    def _around(self, values: list[float], bounds: Bounds, wrong: Sequence[int]) -> tuple[Bounds, Bounds] | None:
+        """Below and above what is wrong, or what is wrong itself with less else around it; None where nothing is."""
+        for column in wrong:
+            least, most = bounds.get(column, self.limits[column])
+            value = float(round(values[column]))
+            if least < value:
+                return {**bounds, column: (least, value - 1)}, {**bounds, column: (value, most)}
+            if value < most:
+                return {**bounds, column: (value + 1, most)}, {**bounds, column: (least, value)}
         return None
 
 

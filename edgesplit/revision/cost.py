@@ -219,8 +219,15 @@ def _host_cost(host: str, split: Split, problem: Problem) -> HostCost:
         chunk_seconds=chunk,
         request_seconds=request,
         load=request * problem.load_unit,
-        memory_bytes=problem.workspace + sum(_stage_cost(stage, problem).memory_bytes for stage in stages),
+        memory_bytes=held(host, split, problem),
         budget_bytes=problem.hosts[host].budget,
+    )
+
+
+def held(host: str, split: Split, problem: Problem) -> int:
+    """Bytes of all its stages, and its workspace."""
+    return problem.workspace + sum(
+        problem.common + sum(problem.memory[stage.first : stage.last + 1]) for stage in split.of(host)
     )
 
 

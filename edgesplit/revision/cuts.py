@@ -13,6 +13,8 @@ Flow = dict[str, dict[str, float]]
 START = ""  # before the first host; no host has this name
 VIOLATED = 1e-4  # what a relaxed route must break before a cut is worth its row
 TINY = 1e-9
+NESTED = 6  # cuts of one host, at most
+OPEN = 2.0  # room on hops into a set whose cut is known: more than any host is visited
 
 
 def unreached(
@@ -22,15 +24,29 @@ def unreached(
 
     sum of `first` and of the arcs into the set >= visit of the host.
     """
-    found: dict[frozenset[str], tuple[float, str]] = {}
+    found: dict[frozenset[str], str] = {}
     for host in sorted(visits, key=lambda one: (-visits[one], one)):
-        wanted = visits[host]
-        if wanted <= VIOLATED or any(host in inside and wanted <= least for inside, (least, _) in found.items()):
-            continue
-        flow, inside = _cut(_graph(first, arcs), host, wanted)
-        if flow < wanted - VIOLATED:
-            found.setdefault(inside, (wanted, host))
-    return [(host, inside) for inside, (_, host) in found.items()]
+        if visits[host] > VIOLATED:
+            for inside in _cuts(_graph(first, arcs), host, visits[host]):
+                found.setdefault(inside, host)
+    return [(host, inside) for inside, host in found.items()]
+
+
+def _cuts(graph: Flow, sink: str, wanted: float) -> list[frozenset[str]]:
+    """Sets around the sink that are entered less than wanted, one in another: each is opened before the next is looked
+    for."""
+    cuts: list[frozenset[str]] = []
+    total = 0.0
+    while len(cuts) < NESTED:
+        more, inside = _cut(graph, sink, wanted - total)
+        total += more
+        if total >= wanted - VIOLATED or inside in cuts:  # no hop leads there
+            break
+        cuts.append(inside)
+        for source, onward in graph.items():
+            if source not in inside:
+                onward.update(dict.fromkeys(onward.keys() & inside, OPEN))
+    return cuts
 
 
 def _graph(first: Mapping[str, float], arcs: Mapping[Hop, float]) -> Flow:

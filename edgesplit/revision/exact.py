@@ -36,7 +36,7 @@ OPTIONS = {
 WIDE = 96  # hosts from which on a bound over all and the best split over some is the answer
 FEW = 48  # hosts of that split
 ROUNDS, TIMES = 60, 10  # of cuts for the bound, between two looks for such a split, and how many
-CLOSE = 0.0195  # share of Phi, a bound that is close enough
+CLOSE = 0.0199  # share of Phi, a bound that is close enough
 ROUGH = 1  # nodes that tell how far a rough split may be from the best
 GAIN = 1e-6  # share of Phi worth another look
 

@@ -26,9 +26,9 @@ from edgesplit.revision.highs import Highs, solved
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.relays import over
 
-NEAR = 8  # hops from and to each host to begin with, the cheapest
+NEAR = 4  # hops from and to each host to begin with, the cheapest
 MORE = 4  # hops from each host that are added at once
-STALLED, STALLS = 1e-6, 10  # share of the bound that a round must win, and how often it may not
+STALLED, STALLS = 1e-6, 40  # share of the bound that a round must win, and how often it may not
 FADE = 0.2  # of the mean, what a new solution takes
 FREE = 1e-9  # of a hop's reduced cost
 ONE = -1  # in place of a column, for what is constant

@@ -11,7 +11,8 @@ have one, in which order and how long, is a route:
 That no cycle stands alone is not in the rows: the search cuts cycles off (cuts.py). A segment of one unit needs only
 `first`: that is the paper's x_ij (eq. 4). Memory and load are eq. 5; pins (eq. 6 and 10) are variables that are absent.
 The maxima in L and U are variables above their arguments; P: depth.py. Times are divided by Problem-sized constants, so
-that the solver's absolute tolerances are relative ones; memory is in KiB with half a byte to spare, which is exact.
+that the solver's absolute tolerances are relative ones; memory by what the host allows, with half a byte to spare. What
+is finer than the solver's tolerance is counted in bytes when a solution is whole (`wrong` of its shape).
 Must not know: plans, or how a result is explained.
 """
 
@@ -24,14 +25,14 @@ from typing import Any
 import pulp
 
 from edgesplit.revision.branch import Route, Shape
-from edgesplit.revision.cost import WAIT, queued
+from edgesplit.revision.cost import WAIT, held, queued
 from edgesplit.revision.cuts import Hop
 from edgesplit.revision.depth import Depth, Walk
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.relays import Relayed
 from edgesplit.revision.segments import Segment
+from edgesplit.split import split_from_placement
 
-KIB = 1024
 Expression = Any  # PuLP's; it is untyped here
 
 
@@ -135,15 +136,15 @@ class Program:
 
     def _limit_memory(self) -> None:
         problem = self.problem
-        units = [sum(problem.memory[piece.segment.unit]) / KIB for piece in self.pieces]
+        units = [sum(problem.memory[piece.segment.unit]) for piece in self.pieces]
         for host in self.hosts:
             used = self._number("used", host)
             for piece in self.pieces:
                 if host in piece.visit:
                     self.lp += used >= piece.visit[host]
-            room = (problem.hosts[host].budget + 0.5) / KIB
-            held = self._per_host(host, units, problem.common / KIB)
-            self.lp += held + problem.workspace / KIB * used <= room
+            room = problem.hosts[host].budget + 0.5
+            held = self._per_host(host, [unit / room for unit in units], problem.common / room)
+            self.lp += held + problem.workspace / room * used <= 1
 
     def _limit_units(self) -> None:
         """Implied by the memory, but not by its relaxation: units at least as large as the smallest of some segments
@@ -316,7 +317,17 @@ class Program:
         return Shape(
             whole=[*whole, [one.index for one in self.depth.levels]],
             routes=[Route(*(_columns(each) for each in (one.first, one.visit, one.arc))) for one in routed],
+            wrong=self._overfull,
         )
+
+    def _overfull(self, values: Sequence[float]) -> list[int]:
+        """The columns that say what is on a host with a byte more than it allows; none if there is no such host."""
+        split = split_from_placement(self.placement(values))
+        for host in split.hosts:
+            if held(host, split, self.problem) > self.problem.hosts[host].budget:
+                own = (each for piece in self.pieces for each in (piece.count, piece.first, piece.last, piece.visit))
+                return list(dict.fromkeys(each[host].index for each in own if host in each))
+        return []
 
     def placement(self, values: Sequence[float]) -> Iterable[str]:
         """The host of each block, along the routes."""

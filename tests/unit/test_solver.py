@@ -16,7 +16,7 @@ from edgesplit.errors import InfeasibleError
 from edgesplit.fleet import LinkProfile
 from edgesplit.plan import Objective, Pin, Workload
 from edgesplit.revision.baseline import greedy, single_host
-from edgesplit.revision.cost import evaluate, price, violations
+from edgesplit.revision.cost import evaluate, held, price, violations
 from edgesplit.revision.exact import optimise
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.segments import cut
@@ -298,3 +298,31 @@ def test_memory_is_exact_to_the_byte() -> None:
     short = replace(problem, hosts={"a": replace(problem.hosts["a"], cap=14 * MIB + 79_999)})
     with pytest.raises(InfeasibleError):
         solve(short)
+
+
+@settings(max_examples=60 * SCALE, deadline=None)
+@given(problems(most_hosts=3), st.integers(0, 1), st.data())
+def test_a_budget_of_gigabytes_is_exact_to_the_byte(problem: Problem, short: int, data: st.DataObject) -> None:
+    """As much as the best split needs on one of its hosts, or a byte less, where blocks differ by single bytes."""
+    many = 2048
+    odd = [data.draw(st.integers(0, 3)) for _ in problem.blocks]
+    large = {
+        name: replace(host, cap=host.budget * many + 9, available=host.available * many + host.runtime * many)
+        for name, host in problem.hosts.items()
+    }
+    memory = tuple(many * size + more for size, more in zip(problem.memory, odd, strict=True))
+    problem = replace(problem, memory=memory, hosts=large)
+    fits = [split for split in every_split(problem) if not violations(split, problem)]
+    if not fits:
+        return
+    best = min(fits, key=lambda split: evaluate(split, problem).phi)
+    host = data.draw(st.sampled_from(best.hosts))
+    tight = replace(problem.hosts[host], cap=held(host, best, problem) - short)
+    problem = replace(problem, hosts={**problem.hosts, host: tight})
+    least, found = best_phi(every_split(problem), problem), solved(problem)
+    assert (found is None) == (least is None)
+    if found is not None and least is not None:
+        assert found.bound <= least * (1 + 1e-7) + 1e-9
+        assert found.costs.phi >= least * (1 - 1e-7) - 1e-9
+        if found.status is Status.OPTIMAL:
+            assert found.costs.phi == near(least)
