@@ -8,13 +8,15 @@ from __future__ import annotations
 import itertools
 import json
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from edgesplit.broadcast.cargo import Thing
 from edgesplit.broadcast.remote import lacks_packages, look_into, no_python
-from edgesplit.errors import CommandFailed, HostError, Unreachable
+from edgesplit.errors import CommandFailed, HostError, LoginError, Unreachable
 from edgesplit.hosts import commands
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import HostSpec
@@ -22,6 +24,7 @@ from edgesplit.runner.sealing import content_begun
 
 PAUSES = (0.5, 1.0, 2.0)  # seconds before another attempt, while none brings anything over; then it is given up
 AT_ONCE = 200  # files per command: their names are words of it, and Linux takes 128 KiB of those
+TWO_LANES = 32 * 2**20  # bytes for which a second connection pays
 SLOWEST = 125_000  # bytes per second that are borne: 1 Mbit/s
 
 
@@ -37,6 +40,10 @@ class Shipment:
     sent: Callable[[int], None]
     key: Callable[[str], bytes]  # of what is sealed there, by its hash
     parts: dict[str, int] = field(default_factory=dict)  # path -> bytes that are there already, as they lie there
+
+    def __post_init__(self) -> None:
+        self._one_lane = False
+        self._counting = threading.Lock()
 
     def carry_out(self) -> None:
         """Raises HostError."""
@@ -78,24 +85,47 @@ class Shipment:
         return self._there()
 
     def _send(self) -> None:
-        rest = []
         for thing in self.things:
             if thing.path == self.archive:
                 command = commands.receive(f"{self.folder}/{thing.path}", thing.sha256)
                 self.host.run(command, self._counted(thing.chunks()), _patience(thing.size))
-            else:
-                rest.append(thing)
-        for at in range(0, len(rest), AT_ONCE):
-            self._send_all(rest[at : at + AT_ONCE])
+        rest = [thing for thing in self.things if thing.path != self.archive]
+        left = sum(thing.size - self._begun(thing) for thing in rest)
+        if left < TWO_LANES or self._one_lane:
+            self._send_lane(self.host, rest, _patience(left))
+        else:
+            self._send_both(*self._lanes(rest), _patience(left))
 
-    def _send_all(self, things: Sequence[Thing]) -> None:
+    def _send_both(self, first: Sequence[Thing], second: Sequence[Thing], patience: float) -> None:
+        """Where a second connection is not to be had, or breaks, all goes over the first."""
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(self._send_lane, self.host.second(), second, patience)
+            self._send_lane(self.host, first, patience)
+        try:
+            beside.result()
+        except (Unreachable, LoginError):
+            self._one_lane = True
+            self._look()
+            self._send()
+
+    def _lanes(self, things: Iterable[Thing]) -> tuple[list[Thing], list[Thing]]:
+        """About as much in each."""
+        lanes: tuple[list[Thing], list[Thing]] = ([], [])
+        for thing in sorted(things, key=lambda thing: self._begun(thing) - thing.size):
+            min(lanes, key=lambda lane: sum(one.size - self._begun(one) for one in lane)).append(thing)
+        return lanes
+
+    def _send_lane(self, host: Host, things: Sequence[Thing], patience: float) -> None:
+        for at in range(0, len(things), AT_ONCE):
+            self._send_all(host, things[at : at + AT_ONCE], patience)
+
+    def _send_all(self, host: Host, things: Sequence[Thing], patience: float) -> None:
         begun = [self._begun(thing) for thing in things]
         files = [(thing.path, thing.sha256, thing.size, part) for thing, part in zip(things, begun, strict=True)]
         command = commands.receive_all(self.spec.interpreter, self.folder, self.archive, files)
         chunks = (chunk for thing, part in zip(things, begun, strict=True) for chunk in _from(part, thing.chunks()))
-        size = sum(thing.size for thing in things) - sum(begun)
         try:
-            self.host.run(command, itertools.chain([self._keys(things)], self._counted(chunks)), _patience(size))
+            host.run(command, itertools.chain([self._keys(things)], self._counted(chunks)), patience)
         except CommandFailed as error:
             if error.status in commands.NO_PROGRAM:
                 raise no_python(self.host, self.spec) from error
@@ -110,7 +140,8 @@ class Shipment:
     def _counted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
             yield chunk
-            self.sent(len(chunk))
+            with self._counting:
+                self.sent(len(chunk))
 
 
 def _from(offset: int, chunks: Iterable[bytes]) -> Iterator[bytes]:

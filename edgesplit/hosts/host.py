@@ -55,6 +55,9 @@ class Host(Protocol):
     def dial(self, address: str, port: int, timeout: float = 10.0) -> Stream:
         """A TCP connection made from this host, with `timeout` set on it. Raises Unreachable."""
 
+    def second(self) -> Host:
+        """The same host, for what is to run beside and be as fast; over a connection of its own, if there are any."""
+
     def close(self) -> None: ...
 
 
@@ -116,6 +119,9 @@ class LocalHost:
             ) from error
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
+
+    def second(self) -> LocalHost:
+        return self
 
     def close(self) -> None:
         pass

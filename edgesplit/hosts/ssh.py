@@ -230,6 +230,7 @@ class SshHost:
         self._jump: SshHost | None = None
         self._transport: paramiko.Transport | None = None
         self._full: list[paramiko.Transport] = []
+        self._second: SshHost | None = None
         self._lock = threading.Lock()
         self._sessions = threading.BoundedSemaphore(SESSIONS)
 
@@ -277,13 +278,22 @@ class SshHost:
         channel.settimeout(timeout)
         return Tunnel(channel)
 
+    def second(self) -> SshHost:
+        """sshd opens what a connection brings in one process, and that is what sending waits for (decision 0036)."""
+        with self._lock:
+            if self._second is None:
+                self._second = SshHost(self.name, self._spec, self._limit, accept_new=self._accept_new)
+                self._second._hops, self._second._depth = self._hops, self._depth
+            return self._second
+
     def close(self) -> None:
         with self._lock:
             self._drop()
             for full in self._full:
                 full.close()
-            if self._jump is not None:
-                self._jump.close()
+            for other in (self._second, self._jump):
+                if other is not None:
+                    other.close()
 
     def _channel(self, kind: str, deadline: float, to: tuple[str, int] = ("", 0)) -> paramiko.Channel:
         """A new channel, over a new connection if the one we have turns out to be dead, or full."""

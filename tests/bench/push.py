@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import paramiko
@@ -27,6 +28,7 @@ from edgesplit.broadcast.archive import runner_archive
 from edgesplit.broadcast.cargo import Thing
 from edgesplit.broadcast.gifts import End, hand_over
 from edgesplit.broadcast.ship import Shipment
+from edgesplit.hosts import commands
 from edgesplit.hosts.host import LocalHost
 from edgesplit.hosts.ssh import SshHost
 from edgesplit.inventory import DataPlane, HostSpec
@@ -36,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "bench" / "push.json"
 SIZE = int(os.environ.get("PUSH_MB", "512")) * 2**20
 ROUNDS = int(os.environ.get("PUSH_ROUNDS", "5"))
-PIECE = 2**20
+PIECE, BLOCK = 2**20, 32 * 2**20  # of a model of some billions of parameters
 US, SEALED, PEER = "edgesplit", "edgesplit, sealed on disk", "edgesplit, from host to host"
 SCP, PUT = "scp", "paramiko put"
 GOALS = {SCP: 1.2, PUT: 3.0}
@@ -66,78 +68,83 @@ def main() -> int:
 
 def measure(folder: Path, server: Sshd) -> dict[str, list[float]]:
     """Way -> seconds of each round; no round for what is not installed."""
-    source, target = folder / "source", folder / "target" / "file"
-    target.parent.mkdir()
-    with source.open("wb") as file:
-        for _ in range(SIZE // PIECE):
-            file.write(os.urandom(PIECE))
-    with source.open("rb") as file:
-        sha = hashlib.file_digest(file, "sha256").hexdigest()
+    source, target = folder / "source", folder / "target"
+    source.mkdir()
+    target.mkdir()
+    for number in range(SIZE // BLOCK):
+        (source / f"{number:02}").write_bytes(os.urandom(BLOCK))
+    blocks = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(source.iterdir())}
     seconds: dict[str, list[float]] = {}
     with closing(SshHost("bench", server.target())) as host:
-        plain, sealed = (ours(host, target.parent, source, sha, sealed=sealed) for sealed in (False, True))
-        peer = from_peer(folder, source, sha)
-        ways = {US: plain, SEALED: sealed, PEER: peer, **others(server, source, target)}
+        plain, sealed = (ours(host, target, blocks, sealed=sealed) for sealed in (False, True))
+        ways = {US: plain, SEALED: sealed, PEER: from_peer(folder, blocks), **others(server, source, target)}
         for number in range(ROUNDS):
             for way, act in ways.items():
-                target.unlink(missing_ok=True)
+                for old in (target / file.name for file in blocks):
+                    old.unlink(missing_ok=True)
                 seconds.setdefault(way, [])
                 if act is None:
                     continue
                 start = time.perf_counter()
                 act()
                 seconds[way].append(time.perf_counter() - start)
-                assert target.stat().st_size >= SIZE, way
+                assert all((target / file.name).stat().st_size >= BLOCK for file in blocks), way
             say.print(f"  round {number + 1} of {ROUNDS}", style="dim")
     return seconds
 
 
-def ours(host: SshHost, folder: Path, source: Path, sha: str, *, sealed: bool) -> Act:
-    """What a deployment does, connection and runner archive aside, which it has once per host."""
+def ours(host: SshHost, folder: Path, blocks: dict[Path, str], *, sealed: bool) -> Act:
+    """What a deployment does, connections and runner archive aside, which it has once per host."""
     key = os.urandom(32)
     archive = runner_archive()
     spec = HostSpec(connection="local", python=sys.executable)
 
-    def ship(thing: Thing) -> None:
-        Shipment(host, spec, str(folder), archive.name, [thing], lambda _: None, lambda _: key).carry_out()
-
-    def chunks() -> Iterator[bytes]:
-        with source.open("rb") as file:
-            while piece := file.read(PIECE):
-                yield piece
+    def ship(*things: Thing) -> None:
+        Shipment(host, spec, str(folder), archive.name, things, void, lambda _: key).carry_out()
 
     ship(Thing(archive.name, archive.sha256, len(archive.data), lambda: iter([archive.data])))
-    return lambda: ship(Thing("file", sha, SIZE, chunks, sealed=sealed))
+    host.second().run(commands.clock())
+    things = [Thing(file.name, sha, BLOCK, partial(pieces, file), sealed=sealed) for file, sha in blocks.items()]
+    return lambda: ship(*things)
 
 
-def from_peer(folder: Path, source: Path, sha: str) -> Act:
+def pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while piece := opened.read(PIECE):
+            yield piece
+
+
+def from_peer(folder: Path, blocks: dict[Path, str]) -> Act:
     """Two hosts that are this machine, without SSH between them."""
-    archive, token = runner_archive(), os.urandom(32)
+    archive, key = runner_archive(), os.urandom(32)
     data = DataPlane(address="127.0.0.1", port=free_port())
     spec = HostSpec(connection="local", python=sys.executable, data=data)
     giver, taker = (End(LocalHost(name), spec, str(folder / name), archive.name) for name in ("giver", "target"))
     (folder / "giver").mkdir()
     for end in (giver, taker):
         Path(end.folder, archive.name).write_bytes(archive.data)
-    sealer, left = Sealer(token), SIZE
-    with source.open("rb") as plain, Path(giver.folder, "file").open("wb") as sealed:
-        while piece := plain.read(SEGMENT):
-            left -= len(piece)
-            sealed.write(sealer.seal(piece, last=not left))
-    thing = Thing("file", sha, SIZE, lambda: iter([]), sealed=True)
-    return lambda: hand_over([thing], giver, taker, lambda _: token, void)
+    for file in blocks:
+        sealer, data_of = Sealer(key), file.read_bytes()
+        with Path(giver.folder, file.name).open("wb") as sealed:
+            for at in range(0, BLOCK, SEGMENT):
+                sealed.write(sealer.seal(data_of[at : at + SEGMENT], last=at + SEGMENT == BLOCK))
+    things = [Thing(file.name, sha, BLOCK, lambda: iter([]), sealed=True) for file, sha in blocks.items()]
+    return lambda: hand_over(things, giver, taker, lambda _: key, void)
 
 
 def others(server: Sshd, source: Path, target: Path) -> dict[str, Act | None]:
     options = ["-F", os.devnull, "-i", str(server.key), "-o", f"UserKnownHostsFile={server.known_hosts}"]
     place = f"{server.user}@{server.host}"
     rsh = " ".join(["ssh", *options, "-p", str(server.port)])
+    files = [str(file) for file in sorted(source.iterdir())]
 
     def put() -> None:
         with paramiko.SSHClient() as client:
             client.load_host_keys(str(server.known_hosts))
             client.connect(server.host, server.port, server.user, key_filename=str(server.key))
-            client.open_sftp().put(str(source), str(target))
+            session = client.open_sftp()
+            for file in files:
+                session.put(file, str(target / Path(file).name))
 
     def run(*words: str, text: str = "") -> Act | None:
         if shutil.which(words[0]) is None:
@@ -145,9 +152,11 @@ def others(server: Sshd, source: Path, target: Path) -> dict[str, Act | None]:
         return lambda: void(subprocess.run(words, input=text.encode(), check=True, stdout=subprocess.DEVNULL))
 
     return {
-        SCP: run("scp", "-q", *options, "-P", str(server.port), str(source), f"{place}:{target}"),
-        "sftp": run("sftp", "-q", *options, "-P", str(server.port), "-b", "-", place, text=f"put {source} {target}\n"),
-        "rsync": run("rsync", "--whole-file", "--inplace", "-e", rsh, str(source), f"{place}:{target}"),
+        SCP: run("scp", "-q", *options, "-P", str(server.port), *files, f"{place}:{target}"),
+        "sftp": run(
+            "sftp", "-q", *options, "-P", str(server.port), "-b", "-", place, text=f"put {source}/* {target}\n"
+        ),
+        "rsync": run("rsync", "--whole-file", "--inplace", "-e", rsh, *files, f"{place}:{target}"),
         PUT: put,
     }
 
@@ -171,7 +180,8 @@ def show(rows: dict[str, list[float]]) -> None:
             f"{took:.2f}",
             "" if way in (US, SEALED, PEER) else f"{took / mine:.2f}{goal}",
         )
-    say.print(f"{SIZE / 2**20:.0f} MiB over loopback SSH, medians of {ROUNDS} rounds; edgesplit verifies a hash too")
+    say.print(f"{SIZE / 2**20:.0f} MiB in blocks of {BLOCK / 2**20:.0f}, over loopback SSH; medians of {ROUNDS} rounds")
+    say.print("edgesplit verifies a hash, too")
     say.print(table)
 
 

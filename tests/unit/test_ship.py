@@ -239,6 +239,25 @@ def test_over_a_cable_that_is_cut_again_and_again(sshd: SshdFactory, folder: Pat
 
 
 @pytest.mark.ssh
+@pytest.mark.parametrize("second", ["good", "refused"])
+def test_much_goes_over_two_connections_or_else_over_one(
+    sshd: SshdFactory, folder: Path, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    monkeypatch.setattr(ship, "TWO_LANES", 1_000_000)
+    server = sshd()
+    data = {f"shards/{name}": os.urandom(400_000) for name in "abcdef"}
+    sent: list[int] = []
+    with closing(SshHost("pi", server.target())) as host:
+        if second == "refused":
+            stranger = server.target(key=str(sshd.keys.pair("stranger")))
+            monkeypatch.setattr(host, "_second", SshHost("pi", stranger))
+        shipment(host, folder, [thing(path, bytes_) for path, bytes_ in data.items()], sent).carry_out()
+        assert server.log.count("Accepted publickey") == {"good": 2, "refused": 1}[second]
+    assert {path: (folder / path).read_bytes() for path in data} == data
+    assert sum(sent) == sum(map(len, data.values()))
+
+
+@pytest.mark.ssh
 def test_a_host_that_stays_away_is_given_up(sshd: SshdFactory, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ship, "PAUSES", (0.01, 0.01))
     server = sshd()

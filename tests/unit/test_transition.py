@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgesplit.broadcast.forecast import SSH_RATE, shipping
 from edgesplit.broadcast.transition import Need, Phase, Presence, transition
 from edgesplit.fleet import Fleet, LinkProfile
@@ -62,6 +64,18 @@ def test_deploying_is_reconfiguring_from_nothing() -> None:
         "confirm  shelf: epoch 1 serves",
         "unlock   desk: give the lock back",
         "unlock   shelf: give the lock back",
+    ]
+
+
+def test_a_host_without_packages_gets_them_first() -> None:
+    presences = {
+        "desk": NOTHING,
+        "shelf": replace(NOTHING, lacks="torch 2.13.0 from its package index into ~/w/.python/1"),
+    }
+    steps = transition(None, split("desk", "shelf", "desk"), presences, NEEDS)
+    assert [str(step) for step in steps[2:4]] == [
+        "install  shelf: install torch 2.13.0 from its package index into ~/w/.python/1",
+        "ship     desk: send 2 of 2 objects, 110 bytes and its keys",
     ]
 
 
