@@ -15,7 +15,15 @@ from edgesplit.inventory import HostSpec
 from edgesplit.units import format_size, format_time
 from edgesplit.values import Value
 
-SUBJECTS = ("login", "service", "python", "packages", "disk", "memory", "clock", "data port")
+SUBJECTS = (
+    "login",
+    "python",
+    "packages",
+    "disk",
+    "memory",
+    "clock",
+    "data port",
+)  # and, where one is wished, "service" after the login
 OLDEST = (3, 10)  # Python that the runner is written for
 LITTLE = 2**28  # bytes of disk: less holds no block of any useful model
 APART = 5.0  # seconds that a clock may be wrong before logs of several hosts cannot be read side by side
