@@ -86,7 +86,7 @@ def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
         "device": device_name(device),
         "runtime_bytes": runtime,
         "threads": threads,
-        "limits": arithmetic(arguments["dtype"], device),
+        "limits": arithmetic(arguments["dtype"], device, _Clock(device, threads).seconds),
     }
     return {**answer, **memory_of(device)}
 
@@ -255,24 +255,36 @@ def _interleaved(runs: dict[str, Run], device: str, threads: int) -> dict[str, l
     A pause follows each run, as in a ring, so that caches are as cold as there; where there is a quota, one in which
     what was used up comes back.
     """
-    from .devices import finish
-
-    available, period = quota()
-    share = min(1.0, available / threads) if period else 1.0
+    clock = _Clock(device, threads)
     times: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + BUDGET
     for number in range(ROUNDS + 1):
         for name, act in runs.items():
-            used, start = time.process_time(), time.perf_counter()
-            act()
-            finish(device)
-            took = time.perf_counter() - start
+            took = clock.seconds(act)
             if number:
-                times[name].append(_full_speed(took, share, period))
-            time.sleep(max(min(took, PAUSE), (time.process_time() - used) / share - took))
+                times[name].append(took)
         if number and time.perf_counter() > end:
             break
     return times
+
+
+class _Clock:
+    """Times what is done here as it would take without the quota."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        available, self._period = quota()
+        self._device, self._share = device, min(1.0, available / threads) if self._period else 1.0
+
+    def seconds(self, act: Run) -> float:
+        """Of one run of it; a pause follows."""
+        from .devices import finish
+
+        used, start = time.process_time(), time.perf_counter()
+        act()
+        finish(self._device)
+        took = time.perf_counter() - start
+        time.sleep(max(min(took, PAUSE), (time.process_time() - used) / self._share - took))
+        return _full_speed(took, self._share, self._period)
 
 
 def _full_speed(took: float, share: float, period: float) -> float:

@@ -10,7 +10,7 @@ import torch
 from models import config
 from transformers import BloomConfig, PreTrainedConfig
 
-from edgesplit.runner import measure
+from edgesplit.runner import limits, measure
 from edgesplit.runner.stage import Stage
 
 
@@ -69,6 +69,13 @@ def test_missing_packages_are_named_instead_of_times(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(measure, "PACKAGES", ("torch", "a-package-nobody-has"))
     answer = measured(config("llama"), monkeypatch)
     assert (answer["missing"], answer["times"]) == (["a-package-nobody-has"], None)
+
+
+def test_limits_are_timed_as_the_layers_that_they_are_shown_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what a quota took taken out: else a host of a fifth of a core computes more than it can at best."""
+    monkeypatch.setattr(measure, "_full_speed", lambda *_: 1.0)
+    answer = measured(config("llama"), monkeypatch)
+    assert answer["limits"] == {"bandwidth": limits.STREAM, "flops": 2 * limits.SIDE["cpu"] ** 3}
 
 
 def test_what_a_quota_took_is_taken_out_again() -> None:
