@@ -1,7 +1,9 @@
 """`make bench-predict`: how far are predicted times from measured ones? Prints tables, writes build/bench/predict.json.
 
-A lab of four hosts with quotas and shaped links runs a model of random weights in forced splits; each split serves
-each workload, and what a client sees is compared with what the cost model said before. Needs root.
+A lab of four hosts with quotas and shaped links runs a model of random weights in forced splits. For each workload the
+hosts are profiled and every split is priced; then all splits serve it in turns, several rounds of them, and what a
+client sees is compared with what the cost model said before. `--workload NAME` measures one workload and keeps what is
+known of the others. Needs root.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,13 @@ from edgesplit.profiling.collect import measure_links, profile
 from edgesplit.profiling.probes import message_sizes
 from edgesplit.revision.cost import Costs, evaluate
 from edgesplit.revision.problem import pose
+from edgesplit.revision.reality import compare, seen
 from edgesplit.split import Split, split_from_placement
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "bench" / "predict.json"
-REPEATS = 4  # requests of each client; the first warms up, the medians of the others count
+ROUNDS = 4  # turns of every split
+REPEATS = 3  # requests of each client in a turn; the first warms up, the medians of the others count
 CHUNK = 64
 LAYERS = 12
 LAB: dict[str, Any] = {
@@ -81,9 +85,10 @@ WORKLOADS = {
     "story": Workload(prompt_tokens=160, new_tokens=64, max_context=512),
     "crowd": Workload(prompt_tokens=32, new_tokens=32, max_context=512, concurrency=3),
 }
+STUDENT = {3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57}  # of so many differences, what 95 % lie within, in standard errors
 # The profile is fitted once over what all of them need.
 PROFILED = Workload(prompt_tokens=256, new_tokens=64, max_context=512, concurrency=3)
-say = Console(highlight=False)
+say = Console(highlight=False, width=140)
 
 
 @dataclass(frozen=True)
@@ -94,21 +99,27 @@ class Times:
     token: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
-    """One split under one workload."""
+    """One split under one workload; `turns`: what a client saw, round by round."""
 
     split: str
     workload: str
     predicted: Times
-    measured: Times
-    spread: Times  # of the repeats: (largest - smallest) / median
-    costs: Costs
-    fleet: Fleet
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    turns: tuple[Times, ...]
+    costs: dict[str, Any]
+    parts: tuple[dict[str, Any], ...]  # what the stages and links said of themselves, round by round
+
+    @property
+    def measured(self) -> Times:
+        return middle(self.turns)
 
     def error(self, what: str) -> float:
         return float(getattr(self.predicted, what) / getattr(self.measured, what) - 1)
+
+    def latencies(self) -> list[float]:
+        """Seconds of a request, round by round."""
+        return [latency(turn, WORKLOADS[self.workload]) for turn in self.turns]
 
 
 def make_model(folder: Path) -> Path:
@@ -158,19 +169,16 @@ class Bench:
         wish = plan(self.model, Workload(max_context=512, concurrency=most), self.address)
         return Cargo(wish, self.inventory, self.checkpoint, cut(self.checkpoint, self.folder / "hashes.json"))
 
-    def profile(self, hosts: Mapping[str, Host]) -> Fleet:
+    def fleet(self) -> Fleet:
+        """The hosts measured one after the other: all at once they would compete for this machine's CPUs."""
         wish = plan(self.model, PROFILED, self.address)
-        return profile(hosts, wish, self.inventory, self.checkpoint, time.time(), lambda _: None)
-
-    def again(self, fleet: Fleet, names: Sequence[str]) -> Fleet:
-        """These hosts measured anew, one after the other: all at once they would compete for this machine's CPUs."""
-        found = [self.profile({name: self.hosts[name]}) for name in names]
-        sizes = message_sizes(plan(self.model, PROFILED, self.address), self.checkpoint.chain)
-        mine = {name: self.hosts[name] for name in names}
-        links, _ = measure_links(mine, self.inventory, sizes, lambda _: None)
-        links = {source: {**row, **links.get(source, {})} for source, row in fleet.links.items()}
-        hosts = {**fleet.hosts, **{name: host for one in found for name, host in one.hosts.items()}}
-        return fleet.model_copy(update={"hosts": hosts, "links": links})
+        found = [
+            profile({name: host}, wish, self.inventory, self.checkpoint, time.time(), lambda _: None)
+            for name, host in self.hosts.items()
+        ]
+        links, _ = measure_links(self.hosts, self.inventory, message_sizes(wish, self.checkpoint.chain), lambda _: None)
+        hosts = {name: host for one in found for name, host in one.hosts.items()}
+        return found[0].model_copy(update={"hosts": hosts, "links": links})
 
     def predict(self, split: Split, fleet: Fleet, name: str) -> Costs:
         return evaluate(split, pose(self.checkpoint.chain, fleet, self.plan(name), self.inventory))
@@ -178,16 +186,13 @@ class Bench:
     def deploy(self, cargo: Cargo, split: Split) -> Split:
         return push(cargo, split, self.hosts, look(cargo, self.hosts), Quiet(), reason="bench").split
 
-    def states(self, cargo: Cargo, split: Split) -> list[dict[str, Any]]:
-        """What each stage says of itself, and last the entry of the turns around the ring."""
-        found, turn = [], None
-        for number, stage in enumerate(split.stages):
-            spec = self.inventory.hosts[stage.host]
-            _, state = present(self.hosts[stage.host], cargo.folder(stage.host), spec)
-            assert state is not None
-            found.append(state["epochs"][str(split.epoch)]["stages"][str(number)])
-            turn = state["entry"]["turn"] if state["entry"] else turn
-        return [*found, turn]
+    def parts(self, cargo: Cargo, split: Split, fleet: Fleet, name: str) -> dict[str, Any]:
+        """Stages and links, predicted and measured, as `edgesplit status` has them."""
+        states = {
+            host: present(self.hosts[host], cargo.folder(host), self.inventory.hosts[host])[1] for host in split.hosts
+        }
+        problem = pose(self.checkpoint.chain, fleet, self.plan(name), self.inventory)
+        return compare(split, problem, seen(split, states)).model_dump(mode="json")
 
 
 def placement(split: Sequence[tuple[str, int]]) -> list[str]:
@@ -232,102 +237,132 @@ def middle(times: Sequence[Times]) -> Times:
     return Times(statistics.median(one.first for one in times), statistics.median(one.token for one in times))
 
 
-def spread(times: Sequence[Times]) -> Times:
-    def share(values: list[float]) -> float:
-        return (max(values) - min(values)) / statistics.median(values)
-
-    return Times(share([one.first for one in times]), share([one.token for one in times]))
-
-
 # --- the run ---
 
 
-def run(bench: Bench, names: Sequence[str]) -> Iterator[Row]:
-    cargo = bench.cargo()
-    fleet = bench.profile(bench.hosts)
-    try:
-        for name in names:
-            split = split_from_placement(placement(SPLITS[name]))
-            running = bench.deploy(cargo, split)
-            fleet = bench.again(fleet, split.hosts)  # just before, as other work on this machine comes and goes
-            for work, asked in WORKLOADS.items():
-                seen = serve(bench.address, asked)
-                costs = bench.predict(split, fleet, work)
-                predicted = Times(costs.time_to_first_token_seconds, costs.time_per_token_seconds)
-                yield Row(name, work, predicted, middle(seen), spread(seen), costs, fleet, bench.states(cargo, running))
-    finally:
-        take_down("predict", bench.inventory, bench.hosts, signature("bench"))
-
-
-def best(rows: Sequence[Row], seconds: Sequence[float]) -> list[str]:
-    return [row.split for _, row in sorted(zip(seconds, rows, strict=True), key=lambda one: one[0])[:3]]
+def run(bench: Bench, cargo: Cargo, work: str) -> list[Row]:
+    fleet = bench.fleet()
+    splits = {name: split_from_placement(placement(stages)) for name, stages in SPLITS.items()}
+    turns: dict[str, list[Times]] = {name: [] for name in SPLITS}
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+    for number in range(ROUNDS):
+        for name in list(splits) if number % 2 else reversed(splits):  # there and back: a drift hits all alike
+            running = bench.deploy(cargo, splits[name])
+            turns[name].append(middle(serve(bench.address, WORKLOADS[work])))
+            parts[name].append(bench.parts(cargo, running, fleet, work))
+        say.print(f"  {work}, round {number + 1} of {ROUNDS}", style="dim")
+    rows = []
+    for name, split in splits.items():
+        costs = bench.predict(split, fleet, work)
+        said = Times(costs.time_to_first_token_seconds, costs.time_per_token_seconds)
+        rows.append(Row(name, work, said, tuple(turns[name]), costs.model_dump(mode="json"), tuple(parts[name])))
+    return rows
 
 
 def latency(times: Times, work: Workload) -> float:
     return times.first + (work.new_tokens - 1) * times.token
 
 
+# --- what it says ---
+
+
 def show(rows: Sequence[Row]) -> dict[str, Any]:
     table = Table("workload", "split", *("first token: said", "seen", "off", "token: said", "seen", "off", "spread"),
                   box=None, pad_edge=False)  # fmt: skip
-    for row in sorted(rows, key=lambda row: (row.workload, row.split)):
-        said, seen = row.predicted, row.measured
+    for row in rows:
+        said, measured = row.predicted, row.measured
         table.add_row(
-            row.workload, row.split, f"{said.first * 1e3:.0f} ms", f"{seen.first * 1e3:.0f} ms",
-            f"{row.error('first'):+.0%}", f"{said.token * 1e3:.1f} ms", f"{seen.token * 1e3:.1f} ms",
-            f"{row.error('token'):+.0%}", f"{row.spread.first:.0%} {row.spread.token:.0%}",
+            row.workload, row.split, f"{said.first * 1e3:.0f} ms", f"{measured.first * 1e3:.0f} ms",
+            f"{row.error('first'):+.0%}", f"{said.token * 1e3:.1f} ms", f"{measured.token * 1e3:.1f} ms",
+            f"{row.error('token'):+.0%}", f"{spread(row, 'first'):.0%} {spread(row, 'token'):.0%}",
         )  # fmt: skip
     say.print(table)
     errors = {what: statistics.median(abs(row.error(what)) for row in rows) for what in ("first", "token")}
-    floor = {what: statistics.median(getattr(row.spread, what) for row in rows) / 2 for what in ("first", "token")}
+    floor = {what: statistics.median(spread(row, what) for row in rows) / 2 for what in ("first", "token")}
     say.print(
-        f"median absolute error: time to first token {errors['first']:.1%}, time per token {errors['token']:.1%}; "
-        f"half the spread of the repeats: {floor['first']:.1%}, {floor['token']:.1%}"
+        f"median absolute error of {len(rows)}: time to first token {errors['first']:.1%}, time per token "
+        f"{errors['token']:.1%}; half the spread of the rounds: {floor['first']:.1%}, {floor['token']:.1%}\n"
     )
-    orders = {}
-    for name, work in WORKLOADS.items():
-        mine = [row for row in rows if row.workload == name]
-        said, seen = (
-            best(mine, [latency(getattr(row, what), work) for row in mine]) for what in ("predicted", "measured")
-        )
-        orders[name] = {"predicted": said, "measured": seen}
-        say.print(
-            f"best three of {name}: {' < '.join(said)}; measured {'the same' if said == seen else ' < '.join(seen)}"
-        )
-    return {"errors": errors, "noise": floor, "orders": orders}
+    orders = {work: _order([row for row in rows if row.workload == work]) for work in WORKLOADS}
+    return {"errors": errors, "noise": floor, "orders": {work: found for work, found in orders.items() if found}}
+
+
+def spread(row: Row, what: str) -> float:
+    values = [getattr(turn, what) for turn in row.turns]
+    return float((max(values) - min(values)) / statistics.median(values))
+
+
+def _order(rows: Sequence[Row]) -> dict[str, Any]:
+    """The three splits predicted to be best, against each other and the next ones: does the measurement agree?"""
+    if not rows:
+        return {}
+    work = WORKLOADS[rows[0].workload]
+    said = sorted(rows, key=lambda row: latency(row.predicted, work))
+    verdicts = {}
+    for place, better in enumerate(said[:3]):
+        for worse in said[place + 1 :]:
+            forecast = latency(worse.predicted, work) / latency(better.predicted, work) - 1
+            gain, noise = compared(better.latencies(), worse.latencies())
+            verdict = "tie" if abs(gain) <= noise else "right" if gain > 0 else "WRONG"
+            verdicts[f"{better.split} < {worse.split}"] = (verdict, forecast, gain, noise)
+    measured = [row.split for row in sorted(rows, key=lambda row: statistics.median(row.latencies()))]
+    say.print(
+        f"best three of {rows[0].workload}: {' < '.join(row.split for row in said[:3])}; medians measured: "
+        f"{' < '.join(measured[:3])}"
+    )
+    for pair, (verdict, forecast, gain, noise) in verdicts.items():
+        say.print(f"  {verdict:5}  {pair}: said {forecast:+.1%}, measured {gain:+.1%} +- {noise:.1%}")
+    return {"predicted": [row.split for row in said], "measured": measured, "pairs": verdicts}
+
+
+def compared(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """By what share the other takes longer, and how far off that may be (95 %, Student's t), told by the rounds: what
+    disturbs a round is in both."""
+    shares = [late / early - 1 for early, late in zip(one, other, strict=True)]
+    error = statistics.stdev(shares) / len(shares) ** 0.5
+    return statistics.fmean(shares), STUDENT[len(shares)] * error
 
 
 def record(row: Row) -> dict[str, Any]:
-    return {
-        "split": row.split, "workload": row.workload, "predicted": vars(row.predicted), "measured": vars(row.measured),
-        "spread": vars(row.spread), "costs": row.costs.model_dump(mode="json"), "stages": row.stages,
-        "fleet": row.fleet.model_dump(mode="json"),
-    }  # fmt: skip
+    turns = [vars(turn) for turn in row.turns]
+    return {**vars(row), "predicted": vars(row.predicted), "turns": turns}
+
+
+def recorded(data: dict[str, Any]) -> Row:
+    turns = tuple(Times(**turn) for turn in data["turns"])
+    return Row(**{**data, "predicted": Times(**data["predicted"]), "turns": turns, "parts": tuple(data["parts"])})
+
+
+def known() -> list[Row]:
+    return [recorded(row) for row in json.loads(OUTPUT.read_text())["rows"]] if OUTPUT.exists() else []
+
+
+def measured(folder: Path, works: Sequence[str]) -> Iterator[Row]:
+    model = make_model(folder / "model")
+    checkpoint = open_checkpoint(model, str(model), "float32")
+    lab = Lab.up(Scenario.model_validate_json(json.dumps(LAB)))
+    try:
+        inventory = load_inventory(lab.inventory)
+        with connect(inventory) as hosts:
+            bench = Bench(inventory, hosts, checkpoint, model, folder)
+            for work in works:
+                try:
+                    yield from run(bench, bench.cargo(), work)
+                finally:
+                    take_down("predict", inventory, hosts, signature("bench"))
+    finally:
+        lab.down()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--splits", type=int, default=len(SPLITS))
-    options = parser.parse_args()
+    parser.add_argument("--workload", choices=list(WORKLOADS), action="append")
+    works = parser.parse_args().workload or list(WORKLOADS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the lab comes down then too
+    rows = [row for row in known() if row.workload not in works]
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        model = make_model(folder / "model")
-        checkpoint = open_checkpoint(model, str(model), "float32")
-        lab = Lab.up(Scenario.model_validate_json(json.dumps(LAB)))
-        try:
-            inventory = load_inventory(lab.inventory)
-            with connect(inventory) as hosts:
-                bench = Bench(inventory, hosts, checkpoint, model, folder)
-                rows = []
-                for row in run(bench, list(SPLITS)[: options.splits]):
-                    say.print(
-                        f"  {row.split}, {row.workload}: {row.error('first'):+.0%} {row.error('token'):+.0%}",
-                        style="dim",
-                    )
-                    rows.append(row)
-        finally:
-            lab.down()
+        rows += measured(Path(place), works)
+    rows.sort(key=lambda row: list(WORKLOADS).index(row.workload))
     result = show(rows)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps({**result, "rows": [record(row) for row in rows]}, indent=2) + "\n")
