@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cryptography.hazmat.primitives.ciphers.aead  # noqa: F401 - an idle runner has it, by its gate
 import torch
 from sealed import key
 from transformers import LlamaConfig
