@@ -245,7 +245,7 @@ class _Act:
 
     def _start(self, host: Host, _: Step) -> None:
         self.started.add(host.name)
-        start(self.cargo, host)
+        self._words.heard(host.name, start(self.cargo, host))
 
     def _prepare(self, host: Host, _: Step) -> None:
         manifest = self.cargo.manifest(self.target, self.fingerprints)
@@ -291,8 +291,12 @@ class _Act:
         return self.secrets
 
     def _say(self, host: Host, verb: str, seconds: float, beside: Mapping[str, Any] = NOTHING, **fields: Any) -> None:
+        self._words.say(host, verb, seconds, beside, **{"epoch": self.target.epoch, **fields})
+
+    @property
+    def _words(self) -> Words:
         assert self.words is not None  # noqa: S101 - they come with the keys
-        self.words.say(host, verb, seconds, beside, **{"epoch": self.target.epoch, **fields})
+        return self.words
 
     def _folder(self, host: Host) -> str:
         return self.cargo.folder(host.name)

@@ -5,9 +5,11 @@ Must not know: what will be changed, and how.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from edgesplit.broadcast.cargo import Cargo, split_of
 from edgesplit.broadcast.remote import manifest, present
@@ -28,6 +30,7 @@ class Scene:
     manifest: Manifest | None  # of the epoch that the entry serves, if it does
     broken: str  # why the running ring is broken; "" when it is not, or there is none
     serial: int  # the newest that any runner has honoured
+    ahead: Mapping[str, float] = field(default_factory=dict)  # seconds that runners' clocks are before ours
     fleet: Fleet | None = None  # as profiled: with it, hosts give each other what they have, where that is faster
 
     @cached_property
@@ -54,7 +57,13 @@ def look(cargo: Cargo, hosts: Mapping[str, Host], fleet: Fleet | None = None) ->
         kept = manifest(hosts[cargo.plan.entry], cargo.folder(cargo.plan.entry))
         broken = str(entry[1]["epochs"].get(str(entry[1]["serving"]), {}).get("reason", ""))
     serial = max((int(state["serial"]) for _, state in reports.values() if state is not None), default=0)
-    return Scene({name: presence for name, (presence, _) in reports.items()}, kept, broken, serial, fleet)
+    clocks = {name: ahead(state) for name, (_, state) in reports.items() if state is not None}
+    return Scene({name: presence for name, (presence, _) in reports.items()}, kept, broken, serial, clocks, fleet)
+
+
+def ahead(state: Mapping[str, Any]) -> float:
+    """How far a runner's clock is before ours, less the time its answer took. Boards wake up in another year."""
+    return float(state["clock"]) - time.time()
 
 
 def served(host: Host, folder: str) -> Split | None:

@@ -17,14 +17,17 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Signer:
-    """Seals commands of one deployment. `serial`s must rise from command to command; runners refuse any other."""
+    """Seals commands of one deployment to one of its hosts. `serial`s must rise from command to command; runners refuse
+    any other, and those that come after they `expire`, by the host's own clock."""
 
     def __init__(self, deployment: str, key: Ed25519PrivateKey) -> None:
         self._deployment, self._key = deployment, key
 
-    def seal(self, verb: str, serial: int, beside: Mapping[str, Any] = NOTHING, **fields: Any) -> bytes:
+    def seal(
+        self, verb: str, host: str, serial: int, expires: float, beside: Mapping[str, Any] = NOTHING, **fields: Any
+    ) -> bytes:
         """The envelope, ready to be sent; `beside` travels with it, unsigned, and is not kept with it."""
-        command = {"deployment": self._deployment, "serial": serial, "verb": verb, **fields}
-        payload = json.dumps(command, sort_keys=True)
+        whom = {"deployment": self._deployment, "host": host, "serial": serial, "expires": expires}
+        payload = json.dumps({**whom, "verb": verb, **fields}, sort_keys=True)
         signature = base64.b64encode(self._key.sign(payload.encode())).decode()
         return json.dumps({**beside, "payload": payload, "signature": signature}).encode()

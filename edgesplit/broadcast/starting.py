@@ -6,6 +6,7 @@ Must not know: splits, why it is started.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.remote import PYTHON_HINT, NotServing, no_python, status
@@ -16,14 +17,14 @@ from edgesplit.hosts.host import Host
 START_SECONDS = 120  # a runner imports torch: 4 to 9 s on a fast machine, ten times that on a small board
 
 
-def start(cargo: Cargo, host: Host) -> None:
-    """Its archive and keys are there. Raises HostError."""
+def start(cargo: Cargo, host: Host) -> dict[str, Any]:
+    """What the runner says of itself then. Its archive and keys are there. Raises HostError."""
     spec, folder = cargo.inventory.hosts[host.name], cargo.folder(host.name)
     arguments = ["--host", host.name, "--deployment", cargo.name, "--threads", str(spec.cores or 0)]
     stop(cargo, host)  # one that is there but does not answer
     _launch(cargo, host, arguments)
     try:
-        status(host, spec, folder, cargo.archive.name, wait=START_SECONDS)
+        return status(host, spec, folder, cargo.archive.name, wait=START_SECONDS)
     except CommandFailed as error:
         if error.status not in commands.NO_PROGRAM:
             raise

@@ -14,17 +14,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.remote import ask
-from edgesplit.broadcast.scene import Scene
+from edgesplit.broadcast.scene import Scene, ahead
 from edgesplit.broadcast.signing import NOTHING, Signer
 from edgesplit.hosts.host import Host
 
+ON_THE_WAY = 60.0  # seconds a command may take to a runner and still be honoured
+
 
 class Words:
-    """Said from several threads. `scene` tells what the runners have seen so far."""
+    """Said from several threads. `scene` tells what the runners have seen so far, and what their clocks say."""
 
     def __init__(self, cargo: Cargo, key: Ed25519PrivateKey, scene: Scene) -> None:
         self._cargo, self._signer, self._scene = cargo, Signer(cargo.name, key), scene
         self._count = itertools.count(1)
+        self._ahead = dict(scene.ahead)
+
+    def heard(self, host: str, state: Mapping[str, Any]) -> None:
+        """What a runner that was not there before says of itself."""
+        self._ahead[host] = ahead(state)
 
     def say(
         self, host: Host, verb: str, seconds: float, beside: Mapping[str, Any] = NOTHING, **fields: Any
@@ -32,6 +39,7 @@ class Words:
         """The runner gets `seconds` to answer. Raises HostError with its own words, NotServing."""
         # the clock makes serials rise; a controller whose clock lags goes on from what the runners have seen
         serial = max(time.time_ns(), self._scene.serial + next(self._count))
-        envelope = self._signer.seal(verb, serial, beside, **fields)
+        expires = time.time() + self._ahead.get(host.name, 0.0) + seconds + ON_THE_WAY
+        envelope = self._signer.seal(verb, host.name, serial, expires, beside, **fields)
         spec, folder = self._cargo.inventory.hosts[host.name], self._cargo.folder(host.name)
         return ask(host, spec, folder, self._cargo.archive.name, envelope, seconds)

@@ -134,9 +134,8 @@ def _serve(options: argparse.Namespace) -> int:
     store, keys = Store(folder), folder / "keys"
     identity = Identity(keys / "ca.pem", keys / "host.pem", keys / "host.key")
     core = Core(options.host, store, identity, device)
-    gate = Gate(
-        options.deployment, keys / "controller.pub", lambda: store.read("serial"), lambda s: store.write("serial", s)
-    )
+    whom = (options.deployment, options.host)
+    gate = Gate(whom, keys / "controller.pub", lambda: store.read("serial"), lambda s: store.write("serial", s))
     server = Server(folder, Dispatch(core, gate, folder / "audit.log").handle)
     server.start()
     log.info("runner of %s for %s: %d threads, %s", options.host, options.deployment, torch.get_num_threads(), device)

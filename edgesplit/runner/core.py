@@ -73,6 +73,8 @@ class Core:
         """
         if manifest.epoch in self._rings:
             raise CoreError(f"epoch {manifest.epoch} is here already")
+        if self._serving is not None and manifest.epoch < self._serving:
+            raise CoreError(f"epoch {manifest.epoch} is older than {self._serving}, which serves")
         places = manifest.places(self.host)
         if not places:
             raise CoreError(f"{self.host} has no part in epoch {manifest.epoch}")
@@ -163,6 +165,7 @@ class Core:
             "cpus": sorted(os.sched_getaffinity(0)),
             "cpu_s": time.process_time(),
             "threads": torch.get_num_threads(),
+            "clock": time.time(),
         }
 
     def key(self) -> dict[str, Any]:

@@ -66,14 +66,16 @@ class Recorder:
 class Desk:
     def __init__(self, folder: Path) -> None:
         (folder / "controller.pub").write_text(issue(SECRETS, "desk", NOW).controller)
-        gate = Gate("tiny", folder / "controller.pub", lambda: "", lambda _: None)
+        gate = Gate(("tiny", "desk"), folder / "controller.pub", lambda: "", lambda _: None)
         self.core, self.audit = Recorder(), folder / "audit.log"
         self.dispatch = Dispatch(self.core, gate, self.audit)
         self._signer, self._serial = Signer("tiny", command_key(SECRETS)), 0
 
     def envelope(self, verb: str, **fields: Any) -> dict[str, Any]:
         self._serial += 1
-        return dict(json.loads(self._signer.seal(verb, self._serial, **{"epoch": 3, **fields})))
+        return dict(
+            json.loads(self._signer.seal(verb, "desk", self._serial, time.time() + 60, **{"epoch": 3, **fields}))
+        )
 
     def say(self, verb: str, **fields: Any) -> dict[str, Any]:
         return self.dispatch.handle(self.envelope(verb, **fields))

@@ -19,6 +19,7 @@ from edgesplit.runner.gate import Gate, Refused
 
 SECRETS = create("tiny", NOW)
 KEY = command_key(SECRETS)
+CLOCK = 1e6  # of the host: it woke up in 1970
 
 
 class Shelf:
@@ -30,7 +31,8 @@ class Shelf:
         self.key.write_text(issue(SECRETS, "shelf", NOW).controller)
 
     def gate(self) -> Gate:
-        return Gate("tiny", self.key, lambda: self.serial, lambda serial: setattr(self, "serial", serial))
+        whom = ("tiny", "shelf")
+        return Gate(whom, self.key, lambda: self.serial, lambda serial: setattr(self, "serial", serial), lambda: CLOCK)
 
 
 @pytest.fixture
@@ -38,13 +40,16 @@ def shelf(tmp_path: Path) -> Shelf:
     return Shelf(tmp_path)
 
 
-def seal(serial: int = 1, verb: str = "retire", deployment: str = "tiny", **fields: Any) -> dict[str, str]:
-    return dict(json.loads(Signer(deployment, KEY).seal(verb, serial, **fields)))
+def seal(
+    serial: int = 1, deployment: str = "tiny", host: str = "shelf", expires: float = CLOCK + 1, **fields: Any
+) -> dict[str, str]:
+    return dict(json.loads(Signer(deployment, KEY).seal("retire", host, serial, expires, **fields)))
 
 
 def test_a_genuine_command_is_accepted_once(shelf: Shelf) -> None:
     gate, envelope = shelf.gate(), seal(epoch=3)
-    assert gate.open(envelope) == {"deployment": "tiny", "serial": 1, "verb": "retire", "epoch": 3}
+    whom = {"deployment": "tiny", "host": "shelf", "serial": 1, "expires": CLOCK + 1}
+    assert gate.open(envelope) == {**whom, "verb": "retire", "epoch": 3}
     with pytest.raises(Refused, match="serial 1 is not newer than 1"):
         gate.open(envelope)
     assert gate.open(seal(2))["serial"] == 2
@@ -70,8 +75,21 @@ def test_another_deployments_command_is_refused(shelf: Shelf) -> None:
         shelf.gate().open(seal(deployment="other"))
 
 
+def test_a_command_to_another_host_is_refused(shelf: Shelf) -> None:
+    with pytest.raises(Refused, match="for desk"):
+        shelf.gate().open(seal(host="desk"))
+
+
+@pytest.mark.parametrize("expires", [CLOCK, CLOCK - 100.0, 0.0, float("nan"), float("-inf")])
+def test_an_expired_command_is_refused_and_costs_no_serial(shelf: Shelf, expires: float) -> None:
+    gate = shelf.gate()
+    with pytest.raises(Refused, match="expired"):
+        gate.open(seal(expires=expires))
+    assert gate.open(seal())
+
+
 def test_another_key_is_refused(shelf: Shelf) -> None:
-    forged = json.loads(Signer("tiny", Ed25519PrivateKey.generate()).seal("retire", 1))
+    forged = json.loads(Signer("tiny", Ed25519PrivateKey.generate()).seal("retire", "shelf", 1, CLOCK + 1))
     with pytest.raises(Refused, match="signature is not"):
         shelf.gate().open(forged)
 
