@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from links import NOW
 
@@ -125,6 +125,7 @@ def test_a_signed_payload_that_is_no_command_is_refused(shelf: Shelf, payload: s
         shelf.gate().open({"payload": payload, "signature": signature})
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["payload", "signature"]), st.text() | st.integers() | st.none()))
 def test_nothing_unsigned_ever_passes(tmp_path_factory: pytest.TempPathFactory, envelope: dict[str, Any]) -> None:
     gate = Shelf(tmp_path_factory.mktemp("gate")).gate()
