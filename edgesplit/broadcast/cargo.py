@@ -74,20 +74,20 @@ class Cargo:
     def needs(self, target: Split) -> dict[str, Need]:
         """What each host of a split must have."""
         manifest = self.manifest(target, {})
-        needs = {}
-        for host in target.hosts:
-            paths = {
-                *map(shard_path, manifest.needed(host)),
-                self.archive.name,
-                *(f"files/{sha}" for sha in manifest.files.values()),
-            }
-            needs[host] = Need({path: self.things[path].size for path in paths})
-        return needs
+        return {host: Need({path: self.size(path) for path in self.paths(manifest, host)}) for host in target.hosts}
 
-    def stock(self, split: Split | None, host: str) -> set[str]:
-        """The weights and side files that a host needs for a split."""
-        need = self.needs(split).get(host) if split is not None else None
-        return {path for path in need.objects if path.partition("/")[0] in KEPT} if need is not None else set()
+    def paths(self, manifest: Manifest, host: str) -> set[str]:
+        """The files that a host must have for an epoch."""
+        files = (f"files/{sha}" for sha in manifest.files.values())
+        return {*map(shard_path, manifest.needed(host)), self.archive.name, *files}
+
+    def size(self, path: str) -> int:
+        return self.things[path].size
+
+    def stock(self, manifest: Manifest | None, host: str) -> set[str]:
+        """The weights and side files that a host needs for an epoch."""
+        found = self.paths(manifest, host) if manifest is not None and host in manifest.peers else set()
+        return {path for path in found if path.partition("/")[0] in KEPT}
 
     def blocks_in(self, objects: Collection[str]) -> tuple[int, ...]:
         """The blocks whose weights are among files of a host."""

@@ -236,8 +236,8 @@ class _Act:
         archive, presence = self.cargo.archive.name, self.scene.presences[host.name]
         if archive not in presence.objects and not (self.committed and host.name in self.target.hosts):
             return
-        used = self.cargo.stock(self.scene.running, host.name) & presence.objects
-        keep = self.cargo.stock(self.target, host.name) | (set() if self.committed else used)
+        used = self.cargo.stock(self.scene.manifest, host.name) & presence.objects
+        keep = self.cargo.stock(self.cargo.manifest(self.target, {}), host.name) | (set() if self.committed else used)
         keep |= {f"{path}.part" for path in keep}
         words = {"folders": ["shards", "files"], "keep": sorted(keep), "used": sorted(used - keep), "age": age}
         spec = self.cargo.inventory.hosts[host.name]

@@ -16,7 +16,7 @@ from edgesplit.hosts import commands
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import HostSpec
 from edgesplit.packages import wanted
-from edgesplit.runner.manifest import Manifest, ManifestError, parse
+from edgesplit.runner.manifest import Manifest, ManifestError, recorded
 
 _STATUS = b'{"verb": "status"}'
 _BEGUN = re.compile(r"\.part +\d+$")
@@ -114,15 +114,18 @@ def look_into(host: Host, folder: str) -> tuple[bool, frozenset[str], dict[str, 
     return bool(lines), files, {name.removesuffix(".part"): int(size) for name, _, size in begun}
 
 
-def manifest(host: Host, folder: str) -> Manifest | None:
-    """The signed manifest a host keeps of the epoch it serves; None when it never served. Raises DeployError."""
-    text = host.run(commands.read_if_there(f"{folder}/manifest.json"))
+def manifest(host: Host, folder: str, name: str = "manifest.json") -> Manifest | None:
+    """The signed manifest a host keeps of the epoch it serves; None when it never served. Raises DeployError.
+
+    `previous.json`: of the last one before it with another split.
+    """
+    text = host.run(commands.read_if_there(f"{folder}/{name}"))
     if not text:
         return None
     try:
-        return parse(json.loads(json.loads(text)["payload"])["manifest"])
-    except (ValueError, KeyError, TypeError, ManifestError) as error:
-        raise DeployError(f"{host.name}: its manifest is damaged: {error!r}", "deploy again") from error
+        return recorded(text)
+    except ManifestError as error:
+        raise DeployError(f"{host.name}: its {name} is damaged: {error}", "deploy again") from error
 
 
 def read_secrets(host: Host, folder: str) -> Secrets | None:

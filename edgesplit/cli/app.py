@@ -24,6 +24,7 @@ from edgesplit.cli import (
     lab,
     plan,
     profile,
+    rollback,
     simulate,
     status,
     unlock,
@@ -103,6 +104,7 @@ app.command("check", epilog="Example: edgesplit check plans/demo.yaml")(check.ru
 app.command("profile", epilog="Example: edgesplit profile plans/demo.yaml")(profile.run)
 app.command("plan", epilog="Example: edgesplit plan plans/demo.yaml --json | jq .costs")(plan.run)
 app.command("deploy", epilog="Example: edgesplit deploy plans/demo.yaml -y")(deploy.run)
+app.command("rollback", epilog="Example: edgesplit rollback plans/demo.yaml --dry-run")(rollback.run)
 app.command("status", epilog="Example: edgesplit status plans/demo.yaml")(status.run)
 app.command("generate", epilog="Example: edgesplit generate plans/demo.yaml 'A stage is' --max-tokens 40")(generate.run)
 app.command("chat", epilog="Example: edgesplit chat plans/demo.yaml --system 'Answer briefly.'")(chat.run)

@@ -19,5 +19,6 @@ AcceptNew = Annotated[
         help="Believe a host that nobody knows yet, and remember its key; a changed key is refused all the same.",
     ),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the steps, do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, talk only on standard error.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

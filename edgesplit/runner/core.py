@@ -224,7 +224,7 @@ class Core:
         """Here, so that the ring cannot break between the record and the deed."""
         if ring.state is not State.LINKED:
             raise CoreError(f"epoch {ring.epoch} cannot serve, it is {ring.state.value} {ring.reason}".strip())
-        self.store.write("manifest.json", record)
+        self.store.succeed(ring.manifest, record)
         ring.event(Event.COMMIT)
         self._serving = ring.epoch
         front = self._fronts.get(ring.epoch)
@@ -265,7 +265,7 @@ class Core:
 
     def _stage(self, manifest: Manifest, number: int, place: StagePlace, fresh: Iterable[Stage]) -> Stage:
         """Load a stage; blocks that stages of the same checkpoint hold here already, of any epoch, are shared."""
-        kin = [ring for ring in self._rings.values() if _contents(ring.manifest) == _contents(manifest)]
+        kin = [ring for ring in self._rings.values() if ring.manifest.contents == manifest.contents]
         stages = (*(stage for ring in kin for stage in ring.stages.values()), *fresh)
         for stage in stages:
             if (stage.range.first, stage.range.last) == (place.first, place.last):
@@ -331,11 +331,6 @@ class Core:
         if self._api is not None and not self._fronts:
             self._api.close()
             self._api = None
-
-
-def _contents(manifest: Manifest) -> tuple[Any, ...]:
-    """Two manifests with the same hold the same weights in the same form."""
-    return (manifest.dtype, manifest.shards, manifest.common, manifest.files)
 
 
 def rss() -> int:

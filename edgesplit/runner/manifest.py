@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -115,6 +116,15 @@ class Manifest:
         """The hosts it hears from."""
         return frozenset(other for other in self.peers if host in self.targets(other))
 
+    @property
+    def contents(self) -> tuple[Any, ...]:
+        """Two manifests with the same have the same weights in the same form."""
+        return (self.dtype, self.shards, self.common, self.files)
+
+    def same_split(self, other: Manifest) -> bool:
+        """The same blocks of the same weights on the same hosts."""
+        return (self.stages, self.contents) == (other.stages, other.contents)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -142,6 +152,15 @@ def parse(data: Mapping[str, Any]) -> Manifest:
         raise ManifestError(f"the manifest is incomplete: {error!r}") from error
     _check(manifest)
     return manifest
+
+
+def recorded(record: str) -> Manifest:
+    """From the signed command it came with, as hosts keep it. Raises ManifestError."""
+    try:
+        data = json.loads(json.loads(record)["payload"])["manifest"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ManifestError(f"no record of a manifest: {error!r}") from error
+    return parse(data)
 
 
 def _fields(kind: type[T], data: Mapping[str, Any]) -> T:

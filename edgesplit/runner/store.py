@@ -5,6 +5,7 @@
     stages/<epoch>-<stage>/        links to the above, laid out as a Hugging Face checkpoint
     stages/<epoch>-api/            the side files alone, for the API's tokenizer
     manifest.json                  the signed manifest of the epoch that is served
+    previous.json                  that of the last epoch before it with another split
     serial                         the last command honoured, so that no older one is, even after a restart
 
 Must not know: tensors, sockets.
@@ -13,13 +14,16 @@ Must not know: tensors, sockets.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import struct
 from pathlib import Path
 
-from .manifest import Manifest, StagePlace
+from .manifest import Manifest, ManifestError, StagePlace, recorded
 from .weights import INDEX, SEALED, sealed_slices
+
+log = logging.getLogger("runner")
 
 
 class StoreError(RuntimeError):
@@ -71,6 +75,16 @@ class Store:
     def forget_stages(self, epoch: int) -> None:
         for folder in (self.folder / "stages").glob(f"{epoch}-*"):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def succeed(self, manifest: Manifest, record: str) -> None:
+        """This one serves from now on; one before it with another split is kept to go back to."""
+        before = self.read("manifest.json")
+        try:
+            if before and not recorded(before).same_split(manifest):
+                self.write("previous.json", before)
+        except ManifestError as error:
+            log.warning("what served before is not kept: %s", error)
+        self.write("manifest.json", record)
 
     def write(self, name: str, text: str) -> None:
         """Replace a small file whole: a crash leaves the old one or the new one."""

@@ -12,11 +12,12 @@ import pytest
 from deployments import Deployment, deployment
 from models import make_checkpoint
 
-from edgesplit.broadcast.cargo import shard_path
+from edgesplit.broadcast.cargo import Cargo, shard_path
 from edgesplit.broadcast.push import push
+from edgesplit.broadcast.recall import recall
 from edgesplit.broadcast.remote import ask
 from edgesplit.broadcast.scene import look, settled
-from edgesplit.broadcast.transition import Phase, Step
+from edgesplit.broadcast.transition import Phase, Step, transition
 from edgesplit.cli.render import Quiet
 from edgesplit.errors import DeployError, HostError, MovedError, Unreachable
 from edgesplit.fleet import Fleet, LinkProfile
@@ -105,6 +106,43 @@ def test_a_commit_whose_answer_is_lost_is_asked_for_not_undone(tmp_path: Path, m
         assert made.push(*SECOND).epoch == 2
         assert lost == ["desk"]
         assert settled(made.cargo, look(made.cargo, made.hosts), split_from_placement(SECOND))
+
+
+def test_a_rollback_brings_back_what_served_before_and_sends_nothing(tmp_path: Path) -> None:
+    with deployment(tmp_path) as made:
+        made.push(*FIRST)
+        with pytest.raises(DeployError, match="no split to go back to"):
+            recall(made.cargo, made.hosts, look(made.cargo, made.hosts))
+        expected = made.complete(PROMPT, 8)["token_ids"]
+        again = made.push(*FIRST)  # the same split once more is nothing to go back to
+        with pytest.raises(DeployError, match="no split to go back to"):
+            recall(made.cargo, made.hosts, look(made.cargo, made.hosts))
+        smaller = quantised(made, tmp_path)
+        scene = look(smaller, made.hosts)
+        push(smaller, split_from_placement(SECOND), made.hosts, scene, Quiet(), reason="test")
+        other = made.complete(PROMPT, 8)["token_ids"]
+        for answer in (expected, other, expected):  # there and back: the plan is another one half of the time
+            scene = look(smaller, made.hosts)
+            before = recall(smaller, made.hosts, scene)
+            steps = transition(scene.running, before.split.at(9), scene.presences, before.needs(before.split.at(9)))
+            assert not any(step.size for step in steps)
+            assert not push(before, before.split, made.hosts, scene, Quiet(), reason="rollback").warnings
+            assert made.complete(PROMPT, 8)["token_ids"] == answer
+        running = look(made.cargo, made.hosts).running
+        assert running is not None
+        assert running.same_stages(again)
+        for shard in (made.folder("shelf") / "shards").iterdir():
+            if shard.stem in {shard.sha256 for shard in smaller.cut.blocks}:
+                shard.unlink()
+        with pytest.raises(DeployError, match=r"removed since: .*shelf lacks 1"):
+            recall(made.cargo, made.hosts, look(made.cargo, made.hosts))
+
+
+def quantised(made: Deployment, folder: Path) -> Cargo:
+    """The same plan, but for its precision."""
+    wish = made.plan.model_copy(update={"quantization": "int8"})
+    checkpoint = open_checkpoint(folder / "model", str(folder / "model"), wish.dtype, quantization="int8")
+    return Cargo(wish, made.cargo.inventory, checkpoint, cut(checkpoint, folder / "hashes-int8.json"))
 
 
 def test_a_locked_host_is_left_alone_and_says_who_holds_it(tmp_path: Path) -> None:
