@@ -5,13 +5,14 @@
 # make bench-lab  how exact the lab is (docs/lab.md); any tests/bench/NAME.py is bench-NAME
 # make evaluate   the paper's three use cases on the lab, static and adaptive; writes docs/evaluation.md. Needs root.
 #                 SCENARIO=my.yaml: another one; REPEAT=3: as many repetitions. What is done already is kept
+# make fuzz    ten million hostile inputs for whatever reads bytes of others
 # make soak    twenty minutes of clients that come and go while epochs change
 # make tools   what the tests need of the system, through apt; only root can
 # make models  every model family transformers knows, cut and compared; writes docs/models.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint evaluate models soak tools clean
+.PHONY: demo test check lint evaluate models soak fuzz tools clean
 
 demo: .venv/ready
 	$(BIN)/python plans/demo/demo.py
@@ -49,6 +50,9 @@ tools:
 
 soak: .venv/ready
 	EDGESPLIT_SOAK=1200 $(BIN)/pytest tests/fleet/test_soak.py
+
+fuzz: .venv/ready
+	EDGESPLIT_FUZZ=10000000 $(BIN)/pytest --timeout 0 tests/unit/test_fuzz.py
 
 models: .venv/ready
 	PYTHONPATH=tests $(BIN)/python -m families.run
