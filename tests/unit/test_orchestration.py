@@ -154,6 +154,9 @@ def test_whatever_happens_pins_and_memory_hold_moves_win_and_it_settles(history:
     world.run(MEMORY)
     assert len(world.moves) == count
     assert world.broken == ""
+    for host, split in world.thinker.standby(world.state, world.running, world.now).ready.items():
+        assert host not in split.hosts
+        assert not violations(split, world.problem(set(NAMES) - {host}))
     if world.state.failures:
         return  # what it believes to be best was tried
     best = solve(world.problem()).costs.phi
@@ -174,7 +177,14 @@ def square(kind: str, what: str, levels: tuple[float, float], period: float) -> 
 @pytest.mark.parametrize("period", [20.0, 90.0, 400.0])
 @pytest.mark.parametrize(
     ("kind", "what", "levels"),
-    [("pace", "shelf", (12.0, 1.0)), ("pace", "shelf", (1.6, 1.4)), ("rtt", "desk shelf", (0.2, 1e-4))],
+    [
+        ("pace", "shelf", (12.0, 1.0)),
+        ("pace", "shelf", (1.6, 1.4)),
+        ("rtt", "desk shelf", (0.2, 1e-4)),
+        ("room", "attic", (1e3, 2.0**33)),
+        ("hidden", "shelf", (3.0, 1.0)),
+        ("hidden", "attic", (3.0, 1.0)),
+    ],
 )
 def test_what_comes_and_goes_costs_two_moves_at_most(
     kind: str, what: str, levels: tuple[float, float], period: float
