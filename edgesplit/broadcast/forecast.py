@@ -14,7 +14,7 @@ from edgesplit.inventory import Inventory
 SSH_RATE = 150e6  # bytes per second that a core of a small machine encrypts, hashes and writes (decision 0020)
 
 
-PEER_RATE = 200e6  # bytes per second that a core opens, hashes, seals again and writes (decision 0036)
+PEER_RATE = 200e6  # bytes per second that a core opens, hashes, seals again and writes: assumed, on the careful side
 WORTH = 1.0  # seconds that must be gained by asking a peer: to begin with, two programs start
 
 
