@@ -12,12 +12,14 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 SOCKET = "control.sock"
 MAX_COMMAND = 16 * 2**20  # bytes; a manifest of a thousand blocks has about 100 KB
+PATIENCE = 10.0  # seconds a request may take to come, however its bytes are spread
 log = logging.getLogger("runner")
 
 
@@ -55,17 +57,23 @@ class Server(threading.Thread):
 def _answer(client: socket.socket, handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     with client:
         try:
-            client.settimeout(10)
-            request = json.loads(_everything(client))
+            request = json.loads(_everything(client, time.monotonic() + PATIENCE))
+            client.settimeout(PATIENCE)
             answer = handle(request) if isinstance(request, dict) else {"error": "a request is a JSON object"}
             client.sendall(json.dumps(answer).encode())
         except (OSError, ValueError, RecursionError) as error:
             log.warning("a control connection failed: %s", error)
 
 
-def _everything(sock: socket.socket) -> bytes:
+def _everything(sock: socket.socket, deadline: float | None = None) -> bytes:
+    """Raises OSError, also at the `deadline` (time.monotonic), ValueError."""
     data = bytearray()
-    while piece := sock.recv(2**16):
+    while True:
+        if deadline is not None:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+        piece = sock.recv(2**16)
+        if not piece:
+            break
         data += piece
         if len(data) > MAX_COMMAND:
             raise ValueError(f"a command of more than {MAX_COMMAND} bytes")

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .manifest import fingerprint
+from .seldom import Seldom
 from .wire import Decoder, Kind, Message, WireError, encode
 
 BEAT = 1.0  # seconds; a third of SILENCE, so that two lost beats are forgiven
 SILENCE = 3.0  # seconds until a silent peer counts as lost: three missed beats
 GREETING = 5.0  # seconds a stranger has to finish TLS and say HELLO, however he spreads his bytes
 LINGER = 1.0  # seconds a refused caller has to read why
-CALLERS = 32  # connections that may be greeting at once
+CALLERS = 32  # connections that may be greeting at once; of more, whoever has taken longest is hung up on
 _TCP_INFO = struct.Struct("=24xI40xI")  # the head of Linux's tcp_info: of it, tcpi_unacked and tcpi_rtt (microseconds)
 JOIN = 64 * 2**10  # frames up to this size leave in one TLS write
 log = logging.getLogger("runner")
@@ -233,7 +234,8 @@ class Listener(threading.Thread):
     def __init__(self, address: tuple[str, int], context: ssl.SSLContext, admit: Admit) -> None:
         super().__init__(name="listener", daemon=True)
         self._context, self._admit = context, admit
-        self._greeting = threading.BoundedSemaphore(CALLERS)
+        self._greeting: dict[int, socket.socket] = {}  # by number, in the order they called
+        self._lock, self._called, self._grumble = threading.Lock(), 0, Seldom()
         self._socket = socket.create_server(address, backlog=CALLERS)
         self._closed = threading.Event()
 
@@ -245,10 +247,25 @@ class Listener(threading.Thread):
                 if self._closed.wait(0.1):
                     return
                 continue
-            if not self._greeting.acquire(blocking=False):
-                sock.close()
-                continue
-            threading.Thread(target=self._greet, args=(sock,), name="receiver", daemon=True).start()
+            threading.Thread(target=self._greet, args=(sock, self._hear(sock)), name="receiver", daemon=True).start()
+
+    def _hear(self, sock: socket.socket) -> int:
+        """The caller's number. Of too many, whoever has taken longest is hung up on: a neighbour takes milliseconds."""
+        with self._lock:
+            if len(self._greeting) >= CALLERS:
+                oldest = self._greeting.pop(next(iter(self._greeting)))
+                with contextlib.suppress(OSError):  # gone by itself
+                    socket.socket.shutdown(oldest, socket.SHUT_RDWR)  # below TLS, which another thread is at
+                self._grumble("a caller was hung up on: too many others call")
+            self._called += 1
+            self._greeting[self._called] = sock
+            return self._called
+
+    def _heard(self, number: int, sock: socket.socket | None = None) -> None:
+        """The caller is greeted, one way or another; or `sock` stands for him from now on."""
+        with self._lock:
+            if self._greeting.pop(number, None) is not None and sock is not None:
+                self._greeting[number] = sock
 
     def close(self) -> None:
         self._closed.set()
@@ -256,24 +273,25 @@ class Listener(threading.Thread):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the accept() that the thread sits in; close alone does not
         self._socket.close()
 
-    def _greet(self, raw: socket.socket) -> None:
+    def _greet(self, raw: socket.socket, number: int) -> None:
         try:
-            link = self._take(raw)
+            link = self._take(raw, number)
         except OSError:
             return  # gone before the first byte
         finally:
-            self._greeting.release()
+            self._heard(number)
         if link is not None:
             receive(*link)
 
-    def _take(self, raw: socket.socket) -> tuple[ssl.SSLSocket, Inbox, str] | None:
+    def _take(self, raw: socket.socket, number: int) -> tuple[ssl.SSLSocket, Inbox, str] | None:
         with raw:  # empty once TLS has taken it over
             tune(raw)
             sock = self._context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+        self._heard(number, sock)
         try:
             return sock, *self._welcome(sock)
         except (OSError, WireError) as error:
-            log.warning("a caller was turned away: %s", error)
+            self._grumble(f"a caller was turned away: {error}")
             _hang_up(sock)
             return None
 
