@@ -36,7 +36,7 @@ from edgesplit.revision.problem import pose
 from edgesplit.split import Split
 
 URGENT = 0.5  # seconds of a turn while the ring is broken
-MAKE_WAY = 5.0  # seconds given to what is done in spare time, before a move
+MAKE_WAY = 15.0  # seconds given to what holds a lock in spare time, before a move: a runner that starts takes six
 
 
 @dataclass(frozen=True)
