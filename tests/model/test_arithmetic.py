@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from edgesplit.runner import arithmetic
-from edgesplit.runner.arithmetic import MANY, in_bfloat16, quicken, widened
+from edgesplit.runner.arithmetic import LARGE, MANY, in_bfloat16, quicken, widened
 from edgesplit.runner.stage import Stage
 
 PROMPT = [(7 * place) % 250 + 2 for place in range(MANY + 9)]
@@ -43,19 +44,22 @@ def test_many_rows_are_multiplied_in_float32_and_few_as_before(dtype: torch.dtyp
     assert torch.equal(found.flatten(0, 1), exact.to(dtype))
 
 
-@pytest.mark.parametrize("kind", [torch.nn.Linear, Conv1D])
-def test_three_sequences_are_multiplied_as_four(kind: type) -> None:
-    layer = kind(64, 100) if kind is torch.nn.Linear else kind(100, 64)
-    seen: list[torch.Size] = []
-    quicken(layer)
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        plain = kind.forward
-        patch.setattr(kind, "forward", lambda self, x: (seen.append(x.shape), plain(self, x))[1])
-        for shape in ((3, 1, 64), (4, 1, 64), (2, 1, 64), (1, 3, 64)):
-            x = torch.randn(shape)
-            rows = torch.stack([plain(layer, row) for row in x])
-            torch.testing.assert_close(layer(x), rows)
-    assert [shape[0] for shape in seen] == [4, 4, 2, 1]
+@pytest.mark.skipif(platform.machine() not in arithmetic.X86, reason="oneDNN is measured on x86 only")
+@pytest.mark.parametrize("bias", [True, False])
+def test_tokens_of_several_sequences_go_through_onednn_and_all_else_as_before(*, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, small = torch.nn.Linear(1024, LARGE // 1024, bias=bias), torch.nn.Linear(1024, 8, bias=bias)
+    quicken(torch.nn.ModuleList([layer, small]))
+    for kept in (layer, small):
+        for shape in ((1, 1), (2, 1), (3, 1), (8, 1), (1, 8), (2, 3)):
+            x = torch.randn(*shape, 1024)
+            with torch.inference_mode(), torch.profiler.profile() as profile:
+                found, plain = kept(x), torch.nn.Linear.forward(kept, x)
+            fast = kept is layer and shape[0] > 1 and shape[1] == 1
+            assert any("mkldnn" in event.key for event in profile.key_averages()) == fast
+            torch.testing.assert_close(found, plain) if fast else torch.testing.assert_close(
+                found, plain, rtol=0, atol=0
+            )
 
 
 @DTYPES
