@@ -1,6 +1,7 @@
 """Looks at the hosts of a lab from outside: what they use of their quota, and what lies on their disks.
 
-Where a block is, is not asked of anybody: a runner loads what its stage folder links to.
+Where a block is, is read off their disks: a runner loads what its stage folders link to, and keeps, when an epoch takes
+over a stage as it is, what the signed manifest says.
 Must not know: what ought to be there.
 """
 
@@ -9,9 +10,11 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edgesplit.evaluation.record import Look
 from edgesplit.lab.lab import Lab, LabStatus
@@ -28,7 +31,6 @@ class Looks:
     start: float
     looks: list[Look] = field(default_factory=list)
     _before: tuple[float, LabStatus] | None = None
-    _blocks: dict[str, int] = field(default_factory=dict)  # sha256 of a shard -> its block
 
     def run(self, over: threading.Event) -> None:
         while not over.wait(EVERY):
@@ -40,30 +42,38 @@ class Looks:
             at, before = self._before
             busy = {name: _busy(before, status, name, now - at) for name in status.hosts}
             live = [name for name, host in status.hosts.items() if host.state != "off"]
-            loaded, stored = ({name: self._found(name, kind) for name in live} for kind in ("stages", "shards"))
+            manifest = self._manifest()
+            blocks = {str(sha256): block for block, sha256 in enumerate(manifest.get("shards", ()))}
+            stored = {name: self._found(name, "*.sealed", "shards", blocks) for name in live}
+            links = {name: self._found(name, "*/*.sealed", "stages", blocks) for name in live}
+            loaded = {name: tuple(sorted({*links[name], *_given(manifest, name)})) for name in live}
             sent = sum(lane.bytes for lane in status.links if lane.source == CONTROLLER)
             self.looks.append(Look(at=now - self.start, busy=busy, loaded=loaded, stored=stored, sent=sent))
         self._before = now, status
 
-    def _found(self, host: str, kind: str) -> tuple[int, ...]:
-        place = self._place(host) / kind
-        names = place.glob("*/*.sealed" if kind == "stages" else "*.sealed")
-        found = set()
+    def _found(self, host: str, pattern: str, kind: str, blocks: Mapping[str, int]) -> tuple[int, ...]:
+        """Files named by the hash of a block."""
+        found: set[int] = set()
         with suppress(OSError):  # it is being changed at the moment
-            found = {self._block(file.name.removesuffix(".sealed")) for file in names}
-        return tuple(sorted(found - {-1}))
+            names = [file.name.removesuffix(".sealed") for file in (self._place(host) / kind).glob(pattern)]
+            found = {blocks[name] for name in names if name in blocks}
+        return tuple(sorted(found))
 
-    def _block(self, sha256: str) -> int:
-        """-1: what every stage needs."""
-        if not self._blocks:
-            with suppress(OSError, ValueError, KeyError):
-                signed = json.loads((self._place(self.entry) / "manifest.json").read_text())
-                shards: list[str] = json.loads(signed["payload"])["manifest"]["shards"]
-                self._blocks = {name: block for block, name in enumerate(shards)}
-        return self._blocks.get(sha256, -1)
+    def _manifest(self) -> dict[str, Any]:
+        """Of the epoch that serves, as the entry keeps it."""
+        with suppress(OSError, ValueError, KeyError):
+            signed = json.loads((self._place(self.entry) / "manifest.json").read_text())
+            return dict(json.loads(signed["payload"])["manifest"])
+        return {}
 
     def _place(self, host: str) -> Path:
         return Path(self.lab.layout.host_folder(host), "work", self.plan)
+
+
+def _given(manifest: Mapping[str, Any], host: str) -> Iterator[int]:
+    for stage in manifest.get("stages", ()):
+        if stage["host"] == host:
+            yield from range(stage["first"], stage["last"] + 1)
 
 
 def _busy(before: LabStatus, now: LabStatus, name: str, seconds: float) -> float:

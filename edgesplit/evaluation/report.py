@@ -50,7 +50,7 @@ def section(stage: Stage, found: Found, picture: str) -> str:
     service = stage.plan.service
     requests = sum(f.requests for f in found["adaptive"])
     words = (
-        f"{stage.scenario.about.strip()}\n\n{stage.scenario.duration:g} s, {repetitions} repetitions of each; "
+        f"{stage.scenario.about.strip()}\n\n{stage.scenario.duration:g} s; repetitions of each: {repetitions}; "
         f"{requests} requests, the same for both. Service level: first token within "
         f"{format_time(service.time_to_first_token or 0)}, then {format_time(service.time_per_token or 0)} per token."
     )
