@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from edgesplit.broadcast.remote import NotServing, api_key
+from edgesplit.broadcast.remote import NotServing, api_key, present
 from edgesplit.cli.workspace import Workspace
 from edgesplit.errors import HostError, ServingError
 from edgesplit.hosts.host import Host
@@ -48,6 +48,14 @@ class Api:
             raise ServingError(f"the API of {entry} broke off: {error or type(error).__name__}", hint) from error
         except (ValueError, LookupError, TypeError) as error:
             raise _stranger(space) from error
+
+    def threads(self) -> int:
+        """That the entry's runner computes with. Raises ServingError, HostError."""
+        spec = self.space.inventory.hosts[self.host.name]
+        _, state = present(self.host, f"{spec.work}/{self.space.plan.name}", spec)
+        if state is None:
+            raise ServingError(f"the runner of {self.host.name} has gone", f"edgesplit status {self.space.plan_file}")
+        return int(state["threads"])
 
     @contextmanager
     def _post(self, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:

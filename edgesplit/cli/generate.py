@@ -39,20 +39,23 @@ def run(
     asked: list[int] = []
     text, end = "", None
     with connect(space.inventory, [space.plan.entry], accept_new=accept_new) as hosts:
-        for choice in Api(hosts[space.plan.entry], space).stream(path, body):
+        api = Api(hosts[space.plan.entry], space)
+        for choice in api.stream(path, body):
             piece = choice["delta"]["content"] if chat else choice["text"]
             text += piece
             end = choice["finish_reason"] or end
             tokens, asked = choice.get("token_ids", tokens), choice.get("prompt_token_ids", asked)
             if not as_json:
                 typer.echo(piece, nl=False)
+        threads = api.threads() if check else 1
     if not as_json:
         typer.echo()
     same = None
     if check:
-        from edgesplit.model.unsplit import greedy
+        from edgesplit.model.unsplit import Manner, greedy
 
-        expected = greedy(space.checkpoint, space.cut, asked, max_tokens, piece=space.plan.prefill_chunk)
+        manner = Manner(space.plan.prefill_chunk, threads)
+        expected = greedy(space.checkpoint, space.cut, asked, max_tokens, manner=manner)
         same = expected[: len(tokens)] == tokens
     if as_json:
         print_json({"text": text, "finish_reason": end, "token_ids": tokens, "equal_to_unsplit": same})

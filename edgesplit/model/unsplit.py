@@ -11,6 +11,8 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,18 @@ from edgesplit.errors import ModelError
 from edgesplit.model.checkpoint import Checkpoint
 from edgesplit.model.shards import Cut
 from edgesplit.runner.arithmetic import quicken
+from edgesplit.runner.sampling import Sampler, defaults, stop_tokens
 from edgesplit.runner.stage import DTYPES, Stage, StageError
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a ring computes: tokens of a prompt given at once, and threads. Both decide in which order sums are made. A
+    quantised model's kernels round what comes in to bfloat16, which turns such a last bit into a visible difference; so
+    the whole one is run in the same manner."""
+
+    piece: int
+    threads: int
 
 
 def greedy(
@@ -32,37 +45,50 @@ def greedy(
     count: int,
     *,
     past_end: bool = False,
-    piece: int | None = None,
+    manner: Manner | None = None,
 ) -> list[int]:
     """What `generate` of the whole model answers. `made`: the shards, where it is quantised. `past_end`: as if there
-    were no end token. `piece`: tokens of the prompt that a quantised model is given at once, where it takes pieces: its
-    kernels round what comes in to bfloat16, and other pieces are summed in another order. Raises ModelError."""
-    with whole(checkpoint, made, piece) as answer:
+    were no end token. Raises ModelError."""
+    with whole(checkpoint, made, manner) as answer:
         return answer(prompt, count, past_end)
 
 
 @contextlib.contextmanager
 def whole(
-    checkpoint: Checkpoint, made: Callable[[], Cut], piece: int | None = None
+    checkpoint: Checkpoint, made: Callable[[], Cut], manner: Manner | None = None
 ) -> Iterator[Callable[[Sequence[int], int, bool], list[int]]]:
     """`greedy`, for many prompts: (prompt, count, past_end) -> answer."""
-    pieces = checkpoint.chain.quantization is not None and checkpoint.chain.chunked and piece is not None
     with _quiet(), contextlib.ExitStack() as stack:
-        model = (
-            _plain(checkpoint)
-            if checkpoint.chain.quantization is None
-            else stack.enter_context(_quantised(checkpoint, made()))
-        )
+        if checkpoint.chain.quantization is None:
+            yield partial(_generated, _plain(checkpoint))
+            return
+        if manner is not None:
+            stack.enter_context(_threads(manner.threads))
+        piece = manner.piece if manner is not None and checkpoint.chain.chunked else None
+        yield partial(_stepped, stack.enter_context(_quantised(checkpoint, made())), piece)
 
-        def answer(prompt: Sequence[int], count: int, past_end: bool) -> list[int]:
-            ids = torch.tensor([[*prompt]])
-            more: dict[str, Any] = {"eos_token_id": None} if past_end else {}
-            more |= {"prefill_chunk_size": piece} if pieces else {}
-            mask = torch.ones_like(ids)
-            found = model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, **more)
-            return [int(token) for token in found[0, len(prompt) :]]
 
-        yield answer
+def _generated(model: Any, prompt: Sequence[int], count: int, past_end: bool) -> list[int]:
+    ids = torch.tensor([[*prompt]])
+    more: dict[str, Any] = {"eos_token_id": None} if past_end else {}
+    mask = torch.ones_like(ids)
+    found = model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, **more)
+    return [int(token) for token in found[0, len(prompt) :]]
+
+
+def _stepped(stage: Stage, piece: int | None, prompt: Sequence[int], count: int, past_end: bool) -> list[int]:
+    """As `generate`, which cuts a prompt at other places."""
+    config = stage.model.generation_config
+    ends = frozenset() if past_end else stop_tokens(config)
+    sampler, sequence = Sampler(replace(defaults(config), temperature=0.0, max_new=count)), stage.sequence()
+    answer: list[int] = []
+    coming = torch.tensor([[*prompt]])
+    while len(answer) < count and ends.isdisjoint(answer[-1:]):
+        for part in coming.split(piece or coming.shape[1], dim=1):
+            logits = stage.forward(sequence, part)
+        answer.append(sampler.pick(logits[0, -1], [*prompt, *answer]))
+        coming = torch.tensor([answer[-1:]])
+    return answer
 
 
 def _plain(checkpoint: Checkpoint) -> Any:
@@ -75,7 +101,7 @@ def _plain(checkpoint: Checkpoint) -> Any:
 
 
 @contextlib.contextmanager
-def _quantised(checkpoint: Checkpoint, made: Cut) -> Iterator[Any]:
+def _quantised(checkpoint: Checkpoint, made: Cut) -> Iterator[Stage]:
     """A stage of all blocks is the whole model; what is quantised stays in its shards, where it is mapped from."""
     chain = checkpoint.chain
     with tempfile.TemporaryDirectory() as place:
@@ -85,7 +111,7 @@ def _quantised(checkpoint: Checkpoint, made: Cut) -> Iterator[Any]:
             stage = Stage.load(Path(place), 0, last, chain.dtype, trusted=bool(checkpoint.own_code))
         except StageError as error:
             raise ModelError(f"the unsplit model cannot be loaded: {error}") from error
-        yield stage.model
+        yield stage
 
 
 def lay_out(made: Cut, folder: Path) -> None:
@@ -102,6 +128,16 @@ def lay_out(made: Cut, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     for name, (_, path) in made.files.items():
         (folder / name).symlink_to(path.resolve())
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
