@@ -112,7 +112,7 @@ BESIDE = [
     "split",
 ]  # each imports earlier ones
 RUNNER_VALUES = {  # what the controller may import of the runner
-    *("apikeys", "manifest", "wire", "state", "families", "generation", "owncode", "sealing", "tokens"),
+    *("apikeys", "manifest", "wire", "state", "families", "generation", "owncode", "sampling", "sealing", "tokens"),
     *("anatomy", "hollow", "hidden", "stage", "cache", "precision", "quantised", "kernels", "arithmetic"),
 }
 RUNNER_PACKAGES = {"cryptography", "prometheus_client", "safetensors", "starlette", "torch", "transformers", "uvicorn"}
