@@ -16,6 +16,7 @@ from edgesplit.plan import ServiceLevel
 from edgesplit.values import Value
 
 DOWN = 3.0  # seconds without a token, though somebody waits, that are an incident
+AT_ONCE = 1.0  # seconds within which what is done is one event
 CALM = 5.0  # seconds in which nobody is behind, after which a service has recovered
 
 
@@ -155,9 +156,14 @@ def _behind(answers: Iterable[Answer], first: float, each: float) -> list[tuple[
 def _recoveries(run: Run, first: float, each: float) -> Iterator[Recovery]:
     """From each event, the seconds until nobody has been behind for a while."""
     behind = _behind(run.answers, first, each)
-    times = [*sorted({change.at for change in run.changes}), run.seconds]
-    for number, at in enumerate(times[:-1]):
-        text = "; ".join(change.text for change in run.changes if change.at == at)
+    events: list[tuple[float, str]] = []
+    for change in run.changes:
+        if events and change.at - events[-1][0] < AT_ONCE:
+            events[-1] = (events[-1][0], f"{events[-1][1]}; {change.text}")
+        else:
+            events.append((change.at, change.text))
+    times = [*(at for at, _ in events), run.seconds]
+    for number, (at, text) in enumerate(events):
         calm = at
         for begin, end in behind:
             if begin < calm + CALM and end > calm:
