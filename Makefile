@@ -4,7 +4,7 @@
 # make lint    the first three of these
 # make bench-lab  how exact the lab is (docs/lab.md); any tests/bench/NAME.py is bench-NAME
 # make evaluate   the paper's three use cases on the lab, static and adaptive; writes docs/evaluation.md. Needs root.
-#                 SCENARIO=my.yaml: another one; REPEAT=3: as many repetitions. What is done already is kept
+#                 SCENARIO=my.yaml: another one; REPEAT=3: as many repetitions of 13 minutes. What is done already is kept
 # make fuzz    ten million hostile inputs for whatever reads bytes of others
 # make soak    twenty minutes of clients that come and go while epochs change
 # make tools   what the tests need of the system, through apt; only root can
@@ -35,7 +35,7 @@ bench-%: .venv/ready
 	PYTHONPATH=tests $(BIN)/python tests/bench/$*.py
 
 SCENARIO ?= plans/evaluation/emergency.yaml plans/evaluation/manufacturing.yaml plans/evaluation/roadside.yaml
-REPEAT ?= 2
+REPEAT ?= 1
 REPORT ?= $(if $(filter file,$(origin SCENARIO)),docs/evaluation.md,build/evaluation/report.md)
 
 evaluate: .venv/ready
