@@ -68,10 +68,10 @@ def measure(model: Path, folder: Path) -> Iterator[Row]:
     lab = Lab.up(Scenario.model_validate_json(json.dumps(LAB)))
     try:
         with served(lab, model, folder) as ring:
-            ring.push(*thirds)
             for delay in (20, 2):
                 for one, other in zip(NAMES, (*NAMES[1:], NAMES[0]), strict=True):
                     lab.set_link(one, other, delay=f"{delay}ms")
+                ring.push(*thirds)  # a new epoch: the entry's medians begin anew
                 yield from one_stream(ring, delay)
             yield from many_streams(lab, ring)
             split = [first_token(ring, ids(LONG, salt)) for salt in range(ROUNDS)]
