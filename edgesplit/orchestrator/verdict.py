@@ -1,10 +1,12 @@
 """Did a move bring what was forecast? By what the entry measured before and after, on the state as it is now.
 
     was      = measured before x model(old split, now) / model(old split, then)    what the old split would give now
-    said     = measured before x model(new split, now) / model(old split, then)    what the new one should give now
+    said     = measured before x model(new split, now) / model(old split, then)    what the new one should give now,
+               but no less than model(new split, now)
     a move fails when  was - measured now < ENOUGH (was - said)
 
-So what has changed since is in both numbers, and no move is blamed for it.
+So what has changed since is in both numbers, and no move is blamed for it. What was measured before is a median of the
+last tokens: where a host has just become slow, it lags behind the model, and the ratio alone would promise too much.
 Must not know: clocks, hosts, how the model prices a split.
 """
 
@@ -107,6 +109,7 @@ def judge(mind: Mind, window: int, price: Callable[[Split], float | None], runni
     if old is None or new is None or found.load > BUSIER * told.load:
         return Verdict()
     was, said = (told.measured * each / told.model for each in (old, new))
+    said = max(said, new)
     failed = said < was and was - found.seconds < ENOUGH * (was - said)
     text = (
         f"the move to epoch {running.epoch} brought {format_time(found.seconds)} per token, "

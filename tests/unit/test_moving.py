@@ -96,6 +96,15 @@ def test_less_than_that_is_told_with_its_numbers() -> None:
     assert said.text == "the move to epoch 8 brought 90 ms per token, not 50 ms as forecast; epoch 7 would give 100 ms"
 
 
+def test_no_more_is_promised_than_the_model_says_of_the_target() -> None:
+    """What was measured before the move lagged: its host had just become slow."""
+    lagging = Forecast(measured=0.0235, model=0.116, target=0.026, load=FORECAST.load)
+    mind = tried(0.025).model_copy(update={"trial": Trial(since=0, tokens=1000, origin=HERE, forecast=lagging)})
+    found = judge(mind, 5, lambda split: 0.026 if split.epoch == 8 else 0.116, THERE.at(8))
+    assert found is not None
+    assert not found.failed
+
+
 def test_a_move_is_not_blamed_for_what_changed_since() -> None:
     worse = {7: 0.24, 8: 0.12}  # all has become three times as slow
     useless = {7: 0.08, 8: 0.09}  # the model itself has turned: thresholds and gains decide
