@@ -150,7 +150,12 @@ def _send(host: Host, spec: HostSpec, base: Base, wheels: list[Path], note: Note
         note(f"sending {format_size(done)} of {format_size(total)}")
 
     bare = spec.model_copy(update={"python": base.python})
-    Shipment(host, bare, folder, runner_archive().name, missing, counted, bytes.fromhex, parts).carry_out()
+    try:
+        Shipment(host, bare, folder, runner_archive().name, missing, counted, bytes.fromhex, parts).carry_out()
+    except HostError:
+        if not lacks(host, spec):  # another controller was quicker, and removed the folder under our hands
+            host.run(commands.remove(folder))
+        raise
     return sent
 
 

@@ -57,12 +57,20 @@ def left(spec: HostSpec) -> set[str]:
 
 
 def test_it_is_made_once_however_many_want_it(spec: HostSpec) -> None:
-    host, told = Recorder(), list[str]()
-    threads = [threading.Thread(target=ensure, args=(host, spec, told.append)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    """The second comes when all has been sent: two that send the same at the same time are told apart by its hash, and
+    one of them fails."""
+    host, told, making = Recorder(), list[str](), threading.Event()
+
+    def first(text: str) -> None:
+        told.append(text)
+        if text == "making an environment":
+            making.set()
+
+    thread = threading.Thread(target=ensure, args=(host, spec, first))
+    thread.start()
+    assert making.wait(60)
+    ensure(host, spec, told.append)
+    thread.join()
     assert subprocess.run([spec.interpreter, "-c", "import apple, pear_low"]).returncode == 0
     assert left(spec) == {"lock", Path(spec.environment or "").name}
     assert any("sending" in text for text in told)
