@@ -105,7 +105,7 @@ def answers(made: Deployment, host: str) -> dict[str, Any] | None:
 def test_runners_come_back_after_a_reboot_and_nothing_is_sent_again(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgesplit.hosts.fanout._host", machine.host)
+    monkeypatch.setattr("edgesplit.hosts.fanout.door", machine.host)
     monkeypatch.setattr("deployments.inventory", partial(inventory, service="systemd"))
     sent: dict[str, int] = {}
 
