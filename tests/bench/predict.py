@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import http.client
 import json
 import signal
@@ -26,6 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from edgesplit.broadcast.access import add
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.note import signature
 from edgesplit.broadcast.push import push
@@ -155,6 +157,7 @@ class Bench:
     checkpoint: Checkpoint
     model: Path
     folder: Path
+    key: str = ""
 
     @property
     def address(self) -> str:
@@ -184,6 +187,8 @@ class Bench:
         return evaluate(split, pose(self.checkpoint.chain, fleet, self.plan(name), self.inventory))
 
     def deploy(self, cargo: Cargo, split: Split) -> Split:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        self.key = self.key or add(self.hosts["desk"], cargo.folder("desk"), "bench", now)  # the API is beyond loopback
         return push(cargo, split, self.hosts, look(cargo, self.hosts), Quiet(), reason="bench").split
 
     def parts(self, cargo: Cargo, split: Split, fleet: Fleet, name: str) -> dict[str, Any]:
@@ -202,12 +207,13 @@ def placement(split: Sequence[tuple[str, int]]) -> list[str]:
 # --- a client ---
 
 
-def ask(address: str, prompt: list[int], count: int) -> Times:
+def ask(bench: Bench, prompt: list[int], count: int) -> Times:
     body = {"prompt": prompt, "max_tokens": count, "temperature": 0, "ignore_eos": True, "stream": True}
-    connection = http.client.HTTPConnection(address, 8080, timeout=120)
+    connection = http.client.HTTPConnection(bench.address, 8080, timeout=120)
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {bench.key}"}
     with contextlib.closing(connection):
         start = time.perf_counter()
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", "/v1/completions", json.dumps(body), headers)
         with connection.getresponse() as response:
             arrivals = [time.perf_counter() for line in response if _has_token(line)]
     if len(arrivals) != count:
@@ -220,14 +226,14 @@ def _has_token(line: bytes) -> bool:
     return bool(data) and data != "[DONE]" and json.loads(data)["choices"][0]["finish_reason"] is None
 
 
-def serve(address: str, work: Workload) -> list[Times]:
+def serve(bench: Bench, work: Workload) -> list[Times]:
     """What clients saw of a workload, one for each sequence that is in flight, each asking again and again."""
 
     def client(number: int) -> list[Times]:
         time.sleep(0.3 * number)  # their prompts do not come all at once
         prompts = [[(7 * turn + 13 * number + 3 * place) % 2000 + 2 for place in range(work.prompt_tokens)]
                    for turn in range(REPEATS)]  # fmt: skip
-        return [ask(address, prompt, work.new_tokens) for prompt in prompts][1:]
+        return [ask(bench, prompt, work.new_tokens) for prompt in prompts][1:]
 
     with ThreadPoolExecutor(work.concurrency) as pool:
         return [seen for mine in pool.map(client, range(work.concurrency)) for seen in mine]
@@ -248,7 +254,7 @@ def run(bench: Bench, cargo: Cargo, work: str) -> list[Row]:
     for number in range(ROUNDS):
         for name in list(splits) if number % 2 else reversed(splits):  # there and back: a drift hits all alike
             running = bench.deploy(cargo, splits[name])
-            turns[name].append(middle(serve(bench.address, WORKLOADS[work])))
+            turns[name].append(middle(serve(bench, WORKLOADS[work])))
             parts[name].append(bench.parts(cargo, running, fleet, work))
         say.print(f"  {work}, round {number + 1} of {ROUNDS}", style="dim")
     rows = []
