@@ -24,6 +24,7 @@ from edgesplit.errors import CommandFailed, HostError
 from edgesplit.hosts import commands
 from edgesplit.hosts.fanout import survey
 from edgesplit.hosts.host import Host
+from edgesplit.units import format_size
 
 Blocks = tuple[int, ...]
 
@@ -60,8 +61,11 @@ class Supply:
         if not missing and state is not None:
             return cargo.blocks_in(presence.objects)
         free = int(host.run(commands.free_space(folder)).strip() or 0)
-        if sum(missing.values()) > self.share * free:
-            raise HostError(host.name, "its disk has no room for weights that it may need next")
+        size = sum(missing.values())
+        if size > self.share * free:
+            told = f"no room to bring weights ahead: {format_size(size)}, and {self.share:.0%} of the "
+            hint = f"free some in {folder}, or set `watch.standby` higher"
+            raise HostError(host.name, f"{told}{format_size(free)} free may be taken", hint)
         try:
             host.run(commands.lock(folder, signature("standby")))
         except CommandFailed as error:

@@ -47,15 +47,15 @@ def run(
             tokens, asked = choice.get("token_ids", tokens), choice.get("prompt_token_ids", asked)
             if not as_json:
                 typer.echo(piece, nl=False)
-        threads = api.threads() if check else 1
+        threads = api.threads() if check and space.plan.quantization else 1
     if not as_json:
         typer.echo()
     same = None
     if check:
-        from edgesplit.model.unsplit import Manner, greedy
+        from edgesplit.model.unsplit import Computing, greedy
 
-        manner = Manner(space.plan.prefill_chunk, threads)
-        expected = greedy(space.checkpoint, space.cut, asked, max_tokens, manner=manner)
+        computing = Computing(space.plan.prefill_chunk, threads)
+        expected = greedy(space.checkpoint, space.cut, asked, max_tokens, computing=computing)
         same = expected[: len(tokens)] == tokens
     if as_json:
         print_json({"text": text, "finish_reason": end, "token_ids": tokens, "equal_to_unsplit": same})

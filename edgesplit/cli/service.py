@@ -51,7 +51,9 @@ def install(space: Workspace, *, dry_run: bool) -> None:
 
 
 def remove(space: Workspace) -> None:
+    from edgesplit.cli.render import talk
     from edgesplit.hosts import systemd
     from edgesplit.hosts.host import LocalHost
 
     LocalHost("this machine").run(systemd.stop(unit_name(space.plan.name)))
+    talk.print(f"{unit_name(space.plan.name)} is gone; the ring goes on serving, and nobody watches it")

@@ -15,7 +15,7 @@ MOST = 2000  # hosts: their links are four million
 
 
 def run(
-    hosts: Annotated[str, typer.Option("--hosts", help="Sizes of fleets, with commas between.")] = "10,30,100",
+    hosts: Annotated[str, typer.Option("--hosts", help="Sizes of fleets, with commas between.")] = "10,30",
     deployments: Annotated[int, typer.Option("--deployments", min=1, max=50, help="Models on each fleet.")] = 3,
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, max=1440, help="Simulated time.")] = 10.0,
     seed: Annotated[int, typer.Option("--seed", help="The same seed, the same fates and decisions.")] = 1,

@@ -29,10 +29,10 @@ from edgesplit.runner.stage import DTYPES, Stage, StageError
 
 
 @dataclass(frozen=True)
-class Manner:
+class Computing:
     """How a ring computes: tokens of a prompt given at once, and threads. Both decide in which order sums are made. A
     quantised model's kernels round what comes in to bfloat16, which turns such a last bit into a visible difference; so
-    the whole one is run in the same manner."""
+    the whole one computes in the same way."""
 
     piece: int
     threads: int
@@ -45,26 +45,26 @@ def greedy(
     count: int,
     *,
     past_end: bool = False,
-    manner: Manner | None = None,
+    computing: Computing | None = None,
 ) -> list[int]:
     """What `generate` of the whole model answers. `made`: the shards, where it is quantised. `past_end`: as if there
     were no end token. Raises ModelError."""
-    with whole(checkpoint, made, manner) as answer:
+    with whole(checkpoint, made, computing) as answer:
         return answer(prompt, count, past_end)
 
 
 @contextlib.contextmanager
 def whole(
-    checkpoint: Checkpoint, made: Callable[[], Cut], manner: Manner | None = None
+    checkpoint: Checkpoint, made: Callable[[], Cut], computing: Computing | None = None
 ) -> Iterator[Callable[[Sequence[int], int, bool], list[int]]]:
     """`greedy`, for many prompts: (prompt, count, past_end) -> answer."""
     with _quiet(), contextlib.ExitStack() as stack:
         if checkpoint.chain.quantization is None:
             yield partial(_generated, _plain(checkpoint))
             return
-        if manner is not None:
-            stack.enter_context(_threads(manner.threads))
-        piece = manner.piece if manner is not None and checkpoint.chain.chunked else None
+        if computing is not None:
+            stack.enter_context(_threads(computing.threads))
+        piece = computing.piece if computing is not None and checkpoint.chain.chunked else None
         yield partial(_stepped, stack.enter_context(_quantised(checkpoint, made())), piece)
 
 

@@ -49,6 +49,7 @@ class Chores:
     def begin(self, act: Callable[[], T], then: Callable[[T], None], *, heeds: bool = False) -> None:
         """Nothing else is under way. `heeds`: it looks at `stop`, and is better not overtaken."""
         self._then, self._heeds = then, heeds
+        self.stop.clear()
         self._future = self._thread.submit(act)
 
     def settle(self, seconds: float = 0.0) -> None:
@@ -67,7 +68,6 @@ class Chores:
         self._future = None
 
     def make_way(self, seconds: float) -> None:
-        """End what is under way, if it heeds that, and wait for it so long."""
+        """End what is under way, if it heeds that, and wait for it so long; one that takes longer still makes way."""
         self.stop.set()
         self.settle(seconds if self._heeds else 0.0)
-        self.stop.clear()
