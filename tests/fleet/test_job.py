@@ -54,6 +54,7 @@ def write_files(folder: Path, servers: dict[str, Sshd]) -> Path:
         "workload": {"prompt_tokens": 16, "new_tokens": 16, "max_context": 128, "concurrency": 2},
         "prefill_chunk": 8,
         "pins": [{"blocks": ["layers.0"], "to": "trusted"}],
+        "watch": {"min_gain": 1.0, "standby": 0},  # whatever else this machine does, nothing moves
     }
     (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
     return folder / "plan.yaml"
