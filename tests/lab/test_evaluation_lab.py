@@ -69,7 +69,8 @@ def test_events_looks_and_clients(lab: LabFactory) -> None:
             acts.run(over)
             told, _ = clients.communicate(task.model_dump_json() + "\n", timeout=30)
         api.kill()
-    good, refused = (Answer.model_validate_json(line) for line in told.splitlines())
+    answers = (Answer.model_validate_json(line) for line in told.splitlines())  # as they ended
+    good, refused = sorted(answers, key=lambda answer: answer.prompt)
     assert (good.whole, good.tokens, len(good.times)) == (True, (5, 5, 5), 3)
     assert refused.outcome == "refused with 429"
     assert [change.text for change in acts.changes] == ["host b cores 0.5", "link a b delay 7ms", "kill b"]
