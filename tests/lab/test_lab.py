@@ -200,6 +200,7 @@ def test_a_killed_host_says_nothing_to_anybody_and_forgets_all_but_its_files(lab
     assert fleet.status().hosts["a"].state == "off"
     with pytest.raises(InputError, match="a is off"):
         fleet.kill("a")
+    machine.ip("netns", "add", str(fleet.layout.hosts["a"].network))  # as a start does that is broken off
     fleet.start("a")
     after = fleet.status().hosts["a"]
     assert (after.state, after.cores, after.memory) == ("on", 0.5, 128 * 2**20)
