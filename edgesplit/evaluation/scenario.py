@@ -134,6 +134,12 @@ class Shape(Value):
     intermediate: Positive
     vocabulary: Annotated[int, Field(ge=16)] = 1024
 
+    @model_validator(mode="after")
+    def _even(self) -> Shape:
+        if self.hidden % (2 * self.heads):  # a head's dimensions are turned two by two
+            raise ValueError(f"hidden: expected a multiple of twice the {self.heads} heads, not {self.hidden}")
+        return self
+
 
 class Scenario(Value):
     """`lab` and `plan` are files, relative to this one. The service level is the plan's `service`."""
