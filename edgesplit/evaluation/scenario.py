@@ -76,8 +76,7 @@ def _setting(verb: str, hosts: tuple[str, ...], rest: list[str], text: str) -> A
     try:
         kind.model_validate(values)
     except ValidationError as error:
-        found = "; ".join(f"{each['loc'][0]}: {each['msg'].removeprefix('Value error, ')}" for each in error.errors())
-        raise ValueError(f"{text!r}: {found}") from error
+        raise ValueError(f"{text!r}: {labs.mistakes(error)}") from error
     return Act(verb=verb, hosts=hosts, settings=settings, text=text)
 
 

@@ -165,7 +165,7 @@ class Lab:
     def start(self, host: str) -> None:
         """Power on again, with the limits and links it had; return when it listens."""
         group, place = self._need(host, on=False), self.layout.hosts[host]
-        if machine.networks(str(place.network)):  # its first process ended by itself
+        if place.network in machine.networks(str(place.network)):  # its first process ended by itself
             self._power_off(host, group)
         machine.ip("netns", "add", str(place.network))
         with self._switch() as switch:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from edgesplit.document import load
+from edgesplit.document import load, worded
 from edgesplit.errors import InputError
 from edgesplit.units import parse_rate
 from edgesplit.values import Name, Port, Size, Time, Value
@@ -165,6 +165,4 @@ def load_scenario(path: Path, **changes: Any) -> Scenario:
 
 def mistakes(error: ValidationError) -> str:
     """Of values that were given one by one, not in a file."""
-    return "; ".join(
-        f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}" for each in error.errors()
-    )
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {worded(each)}" for each in error.errors())
