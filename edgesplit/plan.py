@@ -102,6 +102,7 @@ class WatchPolicy(Value):
     cooldown: Time = 30.0  # after a move; the loss of a host does not wait
     min_gain: Fraction = 0.1  # share of Phi a move must win, what moving costs subtracted
     standby: Fraction = 0.5  # of a host's free disk, for weights that likely next moves need; 0: none are sent ahead
+    rotate: Time = 86400.0  # age of the ring's keys at which it gets others; 0: only with every move
     horizon: Annotated[Time, Field(gt=0)] = 600.0  # for which a gain is counted on, against what moving costs
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from conftest import LOCALHOST
 
-from edgesplit.broadcast.authority import create, issue
-from edgesplit.runner.link import Identity
+from edgesplit.broadcast.authority import Validity, issue, validity
+from edgesplit.runner.identity import Identity, identity_of
 from edgesplit.runner.manifest import Manifest, Peer, Service, StagePlace
 
 T = TypeVar("T")
@@ -22,19 +22,10 @@ NOW = datetime.datetime.now(datetime.timezone.utc)
 SHAS = tuple(f"{number:064x}" for number in range(6))
 
 
-def identities(folder: Path, *hosts: str, deployment: str = "tiny") -> dict[str, tuple[Identity, str]]:
-    """host -> (its PEM files, the fingerprint of its certificate), all under one fresh authority."""
-    secrets = create(deployment, NOW)
-    made = {}
-    for host in hosts:
-        keys, place = issue(secrets, host, NOW), folder / "keys" / f"{deployment}-{host}"
-        place.mkdir(parents=True)
-        identity = Identity(place / "ca.pem", place / "host.pem", place / "host.key")
-        identity.authority.write_text(keys.authority)
-        identity.certificate.write_text(keys.certificate)
-        identity.key.write_text(keys.key)
-        made[host] = (identity, keys.fingerprint)
-    return made
+def identities(*hosts: str, valid: Validity | None = None) -> dict[str, Identity]:
+    """Of hosts of one epoch, under one fresh authority."""
+    keys = issue("tiny", hosts, valid or validity(NOW, ()))
+    return {host: identity_of(one.told()) for host, one in keys.items()}
 
 
 def manifest(*placement: str, **changes: Any) -> Manifest:
@@ -66,6 +57,43 @@ def places(placement: Sequence[str]) -> tuple[StagePlace, ...]:
         else:
             stages.append(StagePlace(host, block, block))
     return tuple(stages)
+
+
+@contextlib.contextmanager
+def changing(port: int) -> Iterator[tuple[int, threading.Event]]:
+    """Whoever calls this port is passed on to that one; once the event is set, with a bit changed in what he says."""
+    change = threading.Event()
+
+    def carry(source: socket.socket, target: socket.socket, *, forth: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := bytearray(source.recv(2**16)):
+                data[-1] ^= forth and change.is_set()
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server((LOCALHOST, 0)))
+        threads: list[threading.Thread] = []
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    near = stack.enter_context(server.accept()[0])
+                    far = stack.enter_context(socket.create_connection((LOCALHOST, port)))
+                    for source, target in ((near, far), (far, near)):
+                        thread = threading.Thread(target=carry, args=(source, target), kwargs={"forth": source is near})
+                        threads.append(thread)
+                        thread.start()
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield server.getsockname()[1], change
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            accepting.join(5)
+    for thread in threads:
+        thread.join(5)
 
 
 def eventually(true: Callable[[], Any], seconds: float = 10.0) -> Any:

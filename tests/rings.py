@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import http.client
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -19,11 +21,13 @@ from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.model.shards import Cut, cut
 from edgesplit.runner.core import Core
 from edgesplit.runner.entry import Entry, Request
+from edgesplit.runner.identity import Identity
 from edgesplit.runner.manifest import Manifest, Peer, Service
 from edgesplit.runner.sampling import Sampling
 from edgesplit.runner.store import Store
 
 T = TypeVar("T")
+EVERYBODY: Mapping[str, int] = MappingProxyType({})
 torch.set_num_threads(1)  # the barriers of two threads spin: tests would crawl whenever another process has a core
 
 
@@ -52,34 +56,43 @@ class Rig:
     def __init__(self, folder: Path, cargo: Cargo, *hosts: str) -> None:
         self.cut = cargo.cut
         self.api = free_port()
-        self.peers: dict[str, Peer] = {}
+        self.ports = {host: free_port() for host in hosts}
         self.cores: dict[str, Core] = {}
-        for host, (identity, fingerprint) in identities(folder, *hosts).items():
+        for host in hosts:
             place = folder / host
             place.mkdir()
             for name in ("shards", "files"):
                 (place / name).symlink_to(cargo.folder / name)
-            self.peers[host] = Peer(LOCALHOST, free_port(), fingerprint)
-            self.cores[host] = Core(host, Store(place), identity, "cpu")
+            self.cores[host] = Core(host, Store(place), "cpu")
+
+    @cache  # noqa: B019 - it lives as long as a test
+    def identities(self, epoch: int) -> dict[str, Identity]:  # noqa: ARG002 - each has its own
+        return identities(*self.cores)
+
+    def peer(self, host: str, epoch: int) -> Peer:
+        return Peer(LOCALHOST, self.ports[host], self.identities(epoch)[host].fingerprint)
 
     def manifest(self, epoch: int, *placement: str, **service: Any) -> Manifest:
         limits = {"concurrency": 2, "max_context": 256, "prefill_chunk": 4, "decode_batch": 8, **service}
         return manifest(
             *placement,
             epoch=epoch,
-            peers={host: self.peers[host] for host in placement},
+            peers={host: self.peer(host, epoch) for host in placement},
             shards=tuple(shard.sha256 for shard in self.cut.blocks),
             common=self.cut.common.sha256,
             files={name: sha for name, (sha, _) in self.cut.files.items()},
             service=Service(LOCALHOST, self.api, "tiny", **limits),
         )
 
-    def up(self, epoch: int, *placement: str, **service: Any) -> None:
-        """As a controller would: prepare all, link all, try, commit, retire what was before."""
+    def up(self, epoch: int, *placement: str, astray: Mapping[str, int] = EVERYBODY, **service: Any) -> None:
+        """As a controller would: prepare all, link all, try, commit, retire what was before. `astray`: host -> the port
+        at which the entry thinks it is."""
         wanted = self.manifest(epoch, *placement, **service)
         hosts = [self.cores[host] for host in dict.fromkeys(placement)]
+        led = {host: dataclasses.replace(wanted.peers[host], port=port) for host, port in astray.items()}
         for core in hosts:
-            core.prepare(*known(wanted))
+            told = wanted.peers | led if core is hosts[0] else wanted.peers
+            self.prepare(core, dataclasses.replace(wanted, peers=told))
         for core in hosts:
             core.link(epoch, 5.0)
         hosts[0].trial(epoch, 5.0)
@@ -89,6 +102,9 @@ class Rig:
             for old in core.status()["epochs"]:
                 if int(old) != epoch:
                     core.retire(int(old))
+
+    def prepare(self, core: Core, wanted: Manifest) -> dict[str, Any]:
+        return core.prepare(*known(wanted), self.identities(wanted.epoch)[core.host])
 
     @property
     def entry(self) -> Entry:

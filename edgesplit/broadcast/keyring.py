@@ -1,47 +1,36 @@
-"""The deployment's keys on its hosts: found there, or made and put there on the first day.
+"""The deployment's lasting keys on its hosts: found there, or made and put there on the first day.
 
 Must not know: splits, steps, what the keys are used for.
 """
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 
-from edgesplit.broadcast.authority import Secrets, create, fingerprint, issue
-from edgesplit.broadcast.remote import read_secrets
+from edgesplit.broadcast.authority import Secrets, controller_key, create
+from edgesplit.broadcast.remote import CONTROLLER, read_secrets
 from edgesplit.errors import HostError
 from edgesplit.hosts import commands
 from edgesplit.hosts.host import Host
 
 
-def secrets_of(deployment: str, entry: Host, folder: str, now: datetime.datetime) -> Secrets:
+def secrets_of(entry: Host, folder: str) -> Secrets:
     """The deployment's secrets, from the entry host. Raises HostError, DeployError."""
     secrets = read_secrets(entry, folder)
     if secrets is None:
-        secrets = create(deployment, now)
+        secrets = create()
         _put(entry, f"{folder}/keys/controller.json", secrets.to_json())
     return secrets
 
 
-def host_keys(host: Host, folder: str, secrets: Secrets, now: datetime.datetime, *, running: bool) -> str:
-    """The fingerprint of the host's certificate. Raises HostError where a runner has keys of another authority."""
-    authority = host.run(commands.read_if_there(f"{folder}/keys/ca.pem"))
-    certificate = host.run(commands.read_if_there(f"{folder}/keys/host.pem"))
-    if certificate and authority == secrets.authority:
-        return fingerprint(certificate)
+def introduce(host: Host, folder: str, secrets: Secrets, *, running: bool) -> None:
+    """The host knows whose commands its runner obeys. Raises HostError where one runs that obeys somebody else."""
+    there, ours = host.run(commands.read_if_there(f"{folder}/{CONTROLLER}")), controller_key(secrets)
+    if there == ours:
+        return
     if running:
-        raise HostError(host.name, "its runner has keys of another authority", "edgesplit down, then deploy again")
-    keys = issue(secrets, host.name, now)
-    files = (  # ca.pem last: with it, the set counts as complete
-        ("host.pem", keys.certificate),
-        ("host.key", keys.key),
-        ("controller.pub", keys.controller),
-        ("ca.pem", keys.authority),
-    )
-    for name, text in files:
-        _put(host, f"{folder}/keys/{name}", text)
-    return keys.fingerprint
+        raise HostError(host.name, "its runner obeys another key", "edgesplit down, then deploy again")
+    _put(host, f"{folder}/{CONTROLLER}", ours)
 
 
 def _put(host: Host, path: str, text: str) -> None:

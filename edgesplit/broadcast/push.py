@@ -14,12 +14,12 @@ from itertools import groupby
 from typing import Any
 
 from edgesplit.broadcast.access import check_closed
-from edgesplit.broadcast.authority import Secrets, command_key, shard_key
+from edgesplit.broadcast.authority import HostKeys, Secrets, command_key, issue, shard_key, validity
 from edgesplit.broadcast.cargo import KEPT, Cargo
 from edgesplit.broadcast.environment import ensure
 from edgesplit.broadcast.forecast import from_peers
 from edgesplit.broadcast.gifts import End, hand_over
-from edgesplit.broadcast.keyring import host_keys, secrets_of
+from edgesplit.broadcast.keyring import introduce, secrets_of
 from edgesplit.broadcast.note import now, signature
 from edgesplit.broadcast.remote import NotServing, look_into, status
 from edgesplit.broadcast.scene import Scene
@@ -39,6 +39,7 @@ LOAD_SECONDS = 1800.0
 LINK_SECONDS = 20.0
 TRIAL_SECONDS = 60.0
 KEEP_SECONDS = 86400.0  # weights that fell out of use stay a day: whoever left because of trouble may come back
+OURS = {Phase.INSTALL, Phase.SHIP, Phase.START, Phase.STOP}  # steps of which no runner leaves a line in the audit log
 AS_BEFORE = "the hosts are as they were"
 CUT_OFF = "what serves is as it was; the next deploy sends only the rest (edgesplit down removes what has arrived)"
 
@@ -111,7 +112,7 @@ class _Act:
     cut: bool = False  # the way to a host was lost while things were shipped
     prepared: bool = False
     secrets: Secrets | None = None
-    fingerprints: dict[str, str] = field(default_factory=dict)
+    ring_keys: Mapping[str, HostKeys] = field(default_factory=dict)
     words: Words | None = None
     giving: dict[str, threading.Lock] = field(default_factory=dict)  # a host gives to one other at a time
 
@@ -125,6 +126,7 @@ class _Act:
         self.shipping = phase is Phase.SHIP
         if phase is Phase.PREPARE:
             self.prepared = True
+            self._certify()
         handlers: dict[Phase, Callable[[Host, Step], object]] = {
             Phase.LOCK: self._lock,
             Phase.INSTALL: self._install,
@@ -146,6 +148,8 @@ class _Act:
         def act(host: Host) -> None:
             for step in by_host[host.name]:
                 self.progress.begin(step)
+                if phase in OURS and not self._idle(step):
+                    host.run(commands.audit(self._folder(host), f"epoch {step.epoch}: {phase.value}, {step.detail}"))
                 handlers[phase](host, step)
                 self.progress.end(step)
 
@@ -157,6 +161,11 @@ class _Act:
             return
         _, errors = survey(involved, act)
         self.warnings.extend(error.message for error in errors.values())
+
+    def _idle(self, step: Step) -> bool:
+        """Is it a step that has nothing to do?"""
+        there = self.scene.presences[step.host].keys
+        return step.phase is Phase.SHIP and there and not step.objects and not step.gifts
 
     # --- steps ---
 
@@ -248,9 +257,10 @@ class _Act:
         self._words.heard(host.name, start(self.cargo, host))
 
     def _prepare(self, host: Host, _: Step) -> None:
-        manifest = self.cargo.manifest(self.target, self.fingerprints)
+        manifest = self.cargo.manifest(self.target, {name: keys.fingerprint for name, keys in self.ring_keys.items()})
         keys = {sha: shard_key(self._known, sha).hex() for sha in manifest.needed(host.name)}
-        self._say(host, "prepare", LOAD_SECONDS, {"keys": keys}, manifest=manifest.to_dict())
+        beside = {"keys": keys, "identity": self.ring_keys[host.name].told()}
+        self._say(host, "prepare", LOAD_SECONDS, beside, manifest=manifest.to_dict())
 
     def _commit(self, host: Host, _: Step) -> None:
         """The moment of change. An answer that is lost on the way is asked for again before anything is undone."""
@@ -268,22 +278,28 @@ class _Act:
         self._say(host, "retire", 30, epoch=step.epoch)
 
     def _unlock(self, host: Host) -> None:
-        host.run(commands.unlock(self._folder(host)))
+        folder, line = self._folder(host), f"epoch {self.target.epoch}: the lock is given back"
+        host.run(commands.audited(folder, line, commands.unlock(folder)))
         self.locked.discard(host.name)
 
     # --- keys ---
 
     def _keys(self) -> None:
-        """The deployment's secrets from the entry host, made there on the first day; a key pair for each host."""
-        entry, today = self.hosts[self.cargo.plan.entry], now()
-        secrets = self.secrets = secrets_of(self.cargo.name, entry, self._folder(entry), today)
+        """The deployment's secrets from the entry host, made there on the first day; who commands, told to each."""
+        entry = self.hosts[self.cargo.plan.entry]
+        secrets = self.secrets = secrets_of(entry, self._folder(entry))
         self.words = Words(self.cargo, command_key(secrets), self.scene)
 
-        def keys(host: Host) -> str:
+        def tell(host: Host) -> None:
             running = self.scene.presences[host.name].epochs is not None
-            return host_keys(host, self._folder(host), secrets, today, running=running)
+            introduce(host, self._folder(host), secrets, running=running)
 
-        self.fingerprints.update(each({name: self.hosts[name] for name in self.target.hosts}, keys))
+        each({name: self.hosts[name] for name in self.target.hosts}, tell)
+
+    def _certify(self) -> None:
+        """All runners are up, so that their clocks are known."""
+        valid = validity(now(), self._words.clocks(self.target.hosts))
+        self.ring_keys = issue(self.cargo.name, self.target.hosts, valid)
 
     @property
     def _known(self) -> Secrets:
@@ -334,7 +350,8 @@ class _Act:
             fresh.append("stages")
         if not presence.keys:
             fresh += ["keys", "serial"]
-        host.run(commands.remove(*(f"{folder}/{path}" for path in [*fresh, "lock"])))
+        line = f"epoch {self.target.epoch}: given up, this host is put back as it was"
+        host.run(commands.audited(folder, line, commands.remove(*(f"{folder}/{path}" for path in [*fresh, "lock"]))))
 
 
 def _is_cut(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""What served before, to be brought back: another cargo for the same push.
+"""What served before, or serves now, to be brought up again: another cargo for the same push.
 
 Must not know: how anything is carried out.
 """
@@ -15,6 +15,8 @@ from edgesplit.errors import DeployError
 from edgesplit.hosts.host import Host
 from edgesplit.runner.manifest import Manifest
 from edgesplit.split import Split
+
+HINT = "deploy what shall serve"
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,27 @@ class Recalled(Cargo):
 
 def recall(cargo: Cargo, hosts: Mapping[str, Host], scene: Scene) -> Recalled:
     """What served before the present split. Raises DeployError where nothing did, or it cannot be brought back."""
-    entry, hint = cargo.plan.entry, "deploy what shall serve"
+    entry = cargo.plan.entry
     before = manifest(hosts[entry], cargo.folder(entry), "previous.json")
     if before is None or (scene.manifest is not None and before.same_split(scene.manifest)):
-        raise DeployError(f"{cargo.name} has no split to go back to: none served before this one", hint)
+        raise DeployError(f"{cargo.name} has no split to go back to: none served before this one", HINT)
+    return _recalled(cargo, scene, before, "the split before this one")
+
+
+def repeat(cargo: Cargo, scene: Scene) -> Recalled:
+    """What serves, once more: as the next epoch, whose keys are its own. Raises DeployError where nothing serves."""
+    if scene.manifest is None:
+        raise DeployError(f"{cargo.name} serves nothing on {cargo.plan.entry}", HINT)
+    return _recalled(cargo, scene, scene.manifest, "the split that serves")
+
+
+def _recalled(cargo: Cargo, scene: Scene, before: Manifest, what: str) -> Recalled:
     recalled = Recalled(cargo.plan, cargo.inventory, cargo.checkpoint, cargo.cut, before)
     if before.trust_remote_code and not cargo.plan.model.trust_remote_code:
-        raise DeployError("what served before runs the checkpoint's own code, which the plan no longer trusts", hint)
+        raise DeployError(f"{what} runs the checkpoint's own code, which the plan no longer trusts", HINT)
     if absent := [host for host in recalled.split.hosts if host not in scene.presences]:
-        raise DeployError(f"{', '.join(absent)}: in the split before this one, but not in the inventory", hint)
+        raise DeployError(f"{', '.join(absent)}: in {what}, but not in the inventory", HINT)
     if gone := recalled.gone(scene):
         told = ", ".join(f"{host} lacks {count}" for host, count in gone.items())
-        raise DeployError(f"weights of the split before this one were removed since: {told}", hint)
+        raise DeployError(f"weights of {what} were removed since: {told}", HINT)
     return recalled

@@ -18,6 +18,7 @@ from edgesplit.inventory import HostSpec
 from edgesplit.packages import wanted
 from edgesplit.runner.manifest import Manifest, ManifestError, recorded
 
+CONTROLLER = "keys/controller.pub"  # whose commands the runner there obeys
 _STATUS = b'{"verb": "status"}'
 _BEGUN = re.compile(r"\.part +\d+$")
 STATUS_SECONDS = 5.0  # a runner answers in milliseconds; one that is frozen never does
@@ -93,7 +94,7 @@ def present(host: Host, folder: str, spec: HostSpec) -> tuple[Presence, dict[str
         except NotServing:
             state = None
     epochs = None if state is None else tuple(int(epoch) for epoch in state["epochs"])
-    return Presence(there, files, epochs, "keys/ca.pem" in files, parts, lacking), state
+    return Presence(there, files, epochs, CONTROLLER in files, parts, lacking), state
 
 
 def lacks(host: Host, spec: HostSpec) -> str:

@@ -14,8 +14,8 @@ from functools import partial
 from edgesplit.broadcast.authority import Secrets, shard_key
 from edgesplit.broadcast.cargo import Cargo, shard_path
 from edgesplit.broadcast.environment import ensure
-from edgesplit.broadcast.keyring import host_keys, secrets_of
-from edgesplit.broadcast.note import now, signature
+from edgesplit.broadcast.keyring import introduce, secrets_of
+from edgesplit.broadcast.note import signature
 from edgesplit.broadcast.remote import present
 from edgesplit.broadcast.ship import Shipment
 from edgesplit.broadcast.starting import start
@@ -43,7 +43,7 @@ class Supply:
     def carry_out(self) -> tuple[dict[str, Blocks], dict[str, HostError]]:
         """(host -> the blocks that are there now, host -> what went wrong). Raises HostError of the entry."""
         entry = self.hosts[self.cargo.plan.entry]
-        secrets = secrets_of(self.cargo.name, entry, self.cargo.folder(entry.name), now())
+        secrets = secrets_of(entry, self.cargo.folder(entry.name))
         there = {name: self.hosts[name] for name in self.wanted if name in self.hosts}
         return survey(there, lambda host: self._host(host, secrets))
 
@@ -73,8 +73,9 @@ class Supply:
                 return cargo.blocks_in(presence.objects)
             raise
         try:
+            host.run(commands.audit(folder, signature(f"standby: {len(missing)} objects, {size} bytes")))
             ensure(host, spec, lambda _: None)
-            host_keys(host, folder, secrets, now(), running=state is not None)
+            introduce(host, folder, secrets, running=state is not None)
             things = [cargo.things[path] for path in missing]
             Shipment(
                 host,

@@ -72,8 +72,7 @@ def break_locks(name: str, inventory: Inventory, hosts: Mapping[str, Host]) -> d
             note = host.run(commands.read(f"{folder}/lock/note")).strip()
         except CommandFailed:
             return watcher
-        host.run(commands.unlock(folder))
-        host.run(commands.audit(folder, f"lock broken: it was held by {note}"))
+        host.run(commands.audited(folder, f"lock broken: it was held by {note}", commands.unlock(folder)))
         return note
 
     found, errors = survey(hosts, open_up)

@@ -154,7 +154,7 @@ def _ship(host: str, epoch: int, presence: Presence, need: Need, givers: Mapping
     for peer in sorted(set(givers.values())):
         paths = tuple(path for path in missing if givers.get(path) == peer)
         gifts.append(Gift(peer, paths, sum(missing[path] for path in paths)))
-    keys = "" if presence.keys else " and its keys"
+    keys = "" if presence.keys else " and the controller's key"
     more = "".join(f"; {gift.peer} gives it {len(gift.objects)}, {gift.size} bytes" for gift in gifts)
     detail = f"send {len(ours)} of {len(need.objects)} objects, {size} bytes{keys}{more}"
     return Step(Phase.SHIP, host, epoch, tuple(ours), size, detail, tuple(gifts))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -32,6 +32,10 @@ class Words:
     def heard(self, host: str, state: Mapping[str, Any]) -> None:
         """What a runner that was not there before says of itself."""
         self._ahead[host] = ahead(state)
+
+    def clocks(self, hosts: Iterable[str]) -> list[float]:
+        """Seconds that the clocks of these are before ours, as far as their runners have told."""
+        return [self._ahead[host] for host in hosts if host in self._ahead]
 
     def say(
         self, host: Host, verb: str, seconds: float, beside: Mapping[str, Any] = NOTHING, **fields: Any

@@ -25,6 +25,7 @@ from edgesplit.cli import (
     plan,
     profile,
     rollback,
+    rotate,
     simulate,
     status,
     unlock,
@@ -105,6 +106,7 @@ app.command("profile", epilog="Example: edgesplit profile plans/demo.yaml")(prof
 app.command("plan", epilog="Example: edgesplit plan plans/demo.yaml --json | jq .costs")(plan.run)
 app.command("deploy", epilog="Example: edgesplit deploy plans/demo.yaml -y")(deploy.run)
 app.command("rollback", epilog="Example: edgesplit rollback plans/demo.yaml --dry-run")(rollback.run)
+app.command("rotate", epilog="Example: edgesplit rotate plans/demo.yaml -y")(rotate.run)
 app.command("status", epilog="Example: edgesplit status plans/demo.yaml")(status.run)
 app.command("generate", epilog="Example: edgesplit generate plans/demo.yaml 'A stage is' --max-tokens 40")(generate.run)
 app.command("chat", epilog="Example: edgesplit chat plans/demo.yaml --system 'Answer briefly.'")(chat.run)

@@ -173,6 +173,11 @@ def audit(folder: str, line: str) -> Command:
     )
 
 
+def audited(folder: str, line: str, command: Command) -> Command:
+    """The same command, and a line about it in the host's audit log before; a full disk does not stop it."""
+    return Command(command.title, f"( {audit(folder, line).line} ); {command.line}")
+
+
 def append(file: str, most: int) -> Command:
     """Add standard input to a log, and keep no more than its last lines."""
     log = path(file)

@@ -93,6 +93,9 @@ class Core:
     def set_link(self, source: str, target: str, link: Link) -> None:
         self._lane(source, target).link = link
 
+    def link(self, source: str, target: str) -> Link:
+        return self._lane(source, target).link
+
     def _forget(self, name: str) -> None:
         self._waiting = [waiting for waiting in self._waiting if name not in waiting[2:4]]
         heapq.heapify(self._waiting)

@@ -24,6 +24,8 @@ SETTLE = 2.0  # seconds after the ring broke in which its hosts that live tell o
 FIRST = 15.0  # seconds given to a host that this controller has not heard of yet
 OTHERS = 0.1  # cores taken by others that are worth telling
 MENTIONED = 3  # changes told in full
+AGAIN = 600.0  # seconds until what did not work is tried again, where nothing depends on it
+OVERDUE = 7.0  # times its period, and a rotation no longer waits until nobody asks anything
 SOONER = 1.0  # seconds by which a split must serve sooner than a better one, where nothing serves meanwhile
 
 
@@ -74,7 +76,7 @@ class Decision(Value):
     """`gain`: share of the running split's Phi that the move wins, None when that cannot run at all; `net`: what is
     left of it over the horizon, moving subtracted. `forecast`: what the move will be judged by."""
 
-    action: Literal["keep", "redistribute", "re-split", "roll back"]
+    action: Literal["keep", "redistribute", "re-split", "roll back", "rotate"]
     because: str
     target: Split | None = None
     gain: float | None = None
@@ -216,6 +218,21 @@ def _weigh(why: str, ways: tuple[Way, ...], phi: float, running: Split, policy: 
     else:
         return Decision(action=best.action, because=why, target=best.split, gain=gain, net=net, moving=best.moving)
     return Decision(action="keep", because=f"{why}; {said}", gain=gain, net=net, moving=best.moving)
+
+
+def rotation(state: State, running: Split, policy: WatchPolicy, now: float) -> Decision | None:
+    """The same split with other keys, where its own have served long enough; while nobody asks anything, if that can
+    be waited for."""
+    if not policy.rotate or state.broken_at is not None:
+        return None
+    if any(state.host(name).away(now, policy.host_timeout) for name in running.hosts):
+        return None
+    entry = state.host(running.entry).reading
+    resting = state.last_move is not None and now - state.last_move < max(AGAIN, policy.cooldown)
+    if entry is None or resting or entry.age < policy.rotate * (OVERDUE if entry.running else 1.0):
+        return None
+    because = f"the ring's keys are {format_time(entry.age)} old (watch.rotate {format_time(policy.rotate)})"
+    return Decision(action="rotate", because=because, target=running)
 
 
 def _same(ways: tuple[Way, ...], running: Split) -> Way:

@@ -14,7 +14,18 @@ from edgesplit.errors import InfeasibleError
 from edgesplit.fleet import Fleet
 from edgesplit.inventory import Inventory
 from edgesplit.model.blocks import Chain
-from edgesplit.orchestrator.decide import Alarm, Decision, Findings, Move, Options, Way, alarms, decide, thresholds
+from edgesplit.orchestrator.decide import (
+    Alarm,
+    Decision,
+    Findings,
+    Move,
+    Options,
+    Way,
+    alarms,
+    decide,
+    rotation,
+    thresholds,
+)
 from edgesplit.orchestrator.likely import Standby, standby
 from edgesplit.orchestrator.moving import Stock, blocks_of, moving
 from edgesplit.orchestrator.verdict import (
@@ -73,8 +84,10 @@ class Thinker:
                 return mind, None
         else:
             mind, verdict = self._judge(mind, running, seen, now)
-            if verdict is not None or not tripped:
+            if verdict is not None:
                 return mind, verdict
+            if not tripped:
+                return mind, None if mind.trial else self._rotation(mind, running, now)
         mind = self._set_aside(mind, tripped, running, now)
         options = self._revise(mind, running, now)
         if not options.ways and any(alarm.at_once for alarm in tripped):
@@ -86,6 +99,10 @@ class Thinker:
             decision = decision.model_copy(update={"forecast": self._forecast(mind, running, decision.target, seen)})
         update = {"thought": seen, "answered": asked, "hopeless": not options.ways}
         return mind.model_copy(update=update), decision
+
+    def _rotation(self, mind: Mind, running: Split, now: float) -> Decision | None:
+        found = rotation(mind, running, self.plan.watch, now)
+        return found and found.model_copy(update={"shed": mind.shed})
 
     def _forbidden(self, running: Split) -> tuple[str, ...]:
         return tuple(forbidden(running, self._rules)) if self._rules is not None else ()

@@ -174,6 +174,7 @@ class Reading(Value):
     broken: str = ""
     stages: tuple[StageReading, ...] = ()
     links: dict[str, float] = Field(default_factory=dict)
+    age: float = 0.0  # seconds since the epoch that it serves was loaded there, and got its keys
     running: int = 0  # entry only: sequences under way or waiting
     tokens: int = 0  # entry only: tokens given out
     time_per_token: float | None = None  # entry only: median of the recent ones, seconds
@@ -225,6 +226,7 @@ def parse_reading(text: str) -> Reading:
                 if serving is not None
             ),
             links={host: rtt for host, rtt in epoch.get("links", {}).items() if rtt is not None},
+            age=epoch.get("age_s", 0.0),
             running=entry.get("running", 0) + entry.get("waiting", 0),
             tokens=entry.get("tokens", 0),
             time_per_token=entry.get("time_per_token_s"),

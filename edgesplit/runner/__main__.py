@@ -123,7 +123,6 @@ def _serve(options: argparse.Namespace) -> int:
     from .devices import best_device
     from .dispatch import Dispatch
     from .gate import Gate
-    from .link import Identity
     from .measure import thread_count
     from .store import Store
 
@@ -131,11 +130,10 @@ def _serve(options: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(options.threads or thread_count())
     device = options.device or best_device()
-    store, keys = Store(folder), folder / "keys"
-    identity = Identity(keys / "ca.pem", keys / "host.pem", keys / "host.key")
-    core = Core(options.host, store, identity, device)
-    whom = (options.deployment, options.host)
-    gate = Gate(whom, keys / "controller.pub", lambda: store.read("serial"), lambda s: store.write("serial", s))
+    store = Store(folder)
+    core = Core(options.host, store, device)
+    whom, key = (options.deployment, options.host), folder / "keys" / "controller.pub"
+    gate = Gate(whom, key, lambda: store.read("serial"), lambda s: store.write("serial", s))
     server = Server(folder, Dispatch(core, gate, folder / "audit.log").handle)
     server.start()
     log.info("runner of %s for %s: %d threads, %s", options.host, options.deployment, torch.get_num_threads(), device)

@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -23,7 +24,8 @@ from .api import Api
 from .apikeys import Keys
 from .entry import Entry
 from .front import Front
-from .link import Call, Identity, Listener, Sender, connect
+from .identity import Identity
+from .link import Call, Listener, Sender, connect
 from .manifest import Manifest, StagePlace
 from .ring import Ring
 from .scheduler import Work
@@ -48,10 +50,10 @@ class CoreError(RuntimeError):
 class Core:
     """One runner. Public methods are called from the control thread, one at a time."""
 
-    def __init__(self, host: str, store: Store, identity: Identity, device: str) -> None:
+    def __init__(self, host: str, store: Store, device: str) -> None:
         self.host, self.device = host, device
-        self.store, self._identity = store, identity
-        self._client = identity.context(server=False)
+        self.store = store
+        self._clients: dict[int, ssl.SSLContext] = {}  # epoch -> how we call in it
         self._worker = Worker(self._execute)
         self._rings: dict[int, Ring] = {}
         self._listener: Listener | None = None
@@ -66,10 +68,10 @@ class Core:
 
     # --- commands ---
 
-    def prepare(self, manifest: Manifest, keys: Mapping[str, bytes]) -> dict[str, Any]:
+    def prepare(self, manifest: Manifest, keys: Mapping[str, bytes], identity: Identity) -> dict[str, Any]:
         """Load this host's stages of a new epoch beside the one that serves. What fails leaves nothing behind.
 
-        `keys`: of the shards it needs, by their hash.
+        `keys`: of the shards it needs, by their hash. `identity`: in this epoch's ring.
         """
         if manifest.epoch in self._rings:
             raise CoreError(f"epoch {manifest.epoch} is here already")
@@ -78,10 +80,13 @@ class Core:
         places = manifest.places(self.host)
         if not places:
             raise CoreError(f"{self.host} has no part in epoch {manifest.epoch}")
+        if identity.fingerprint != manifest.peers[self.host].fingerprint:
+            raise CoreError(f"the certificate is not that of {self.host} in the manifest")
         start = time.monotonic()
         self.store.keys |= keys
         try:
-            self._listen(manifest)
+            self._listen(manifest, identity.context(server=True))
+            self._clients[manifest.epoch] = identity.context(server=False)
             if self.host == manifest.entry:
                 self._open_api(manifest)
             stages: dict[int, Stage] = {}
@@ -117,7 +122,8 @@ class Core:
         peer = ring.manifest.peers[target]
         text = {"deployment": ring.manifest.deployment, "source": self.host, "target": target}
         call = Call(peer.address, peer.port, peer.fingerprint, Message(Kind.HELLO, ring.epoch, text=text))
-        sender = Sender(connect(call, self._client, deadline), ring.beat, lambda reason: ring.fault(target, reason))
+        sock = connect(call, self._clients[ring.epoch], deadline)
+        sender = Sender(sock, ring.beat, lambda reason: ring.fault(target, reason))
         sender.start()
         return sender
 
@@ -276,14 +282,16 @@ class Core:
             folder, place.first, place.last, manifest.dtype, self.device, stages, trusted=trusted, keys=self.store.keys
         )
 
-    def _listen(self, manifest: Manifest) -> None:
+    def _listen(self, manifest: Manifest, context: ssl.SSLContext) -> None:
+        """From now on with the certificate of this epoch: in the ones before it all links are made."""
         me = manifest.peers[self.host]
-        if self._port == (me.address, me.port):
-            return
-        if self._port is not None:
+        if self._port is not None and self._port != (me.address, me.port):
             raise CoreError(f"the runner listens on {self._port[0]}:{self._port[1]}; take it down to move it")
+        if self._listener is not None:
+            self._listener.context = context
+            return
         try:
-            listener = Listener(_bindable(me.address, me.port), self._identity.context(server=True), self._admit)
+            listener = Listener(_bindable(me.address, me.port), context, self._admit)
         except OSError as error:
             raise CoreError(f"data port {me.port} cannot be used: {error.strerror or error}") from error
         listener.start()
@@ -328,6 +336,7 @@ class Core:
         needed = {sha for ring in self._rings.values() for sha in ring.manifest.needed(self.host)}
         self.store.keys = {sha: key for sha, key in self.store.keys.items() if sha in needed}
         self._fronts.pop(epoch, None)
+        self._clients.pop(epoch, None)
         if self._api is not None and not self._fronts:
             self._api.close()
             self._api = None

@@ -1,7 +1,7 @@
 """From a control message to the core's answer: signed commands one at a time, `status` and `key` at any time.
 
-Every command that is honoured or refused leaves a dated line in the host's audit log. The keys of sealed shards come
-beside the envelope, and are kept nowhere but in memory.
+Every command that is honoured or refused leaves a dated line in the host's audit log. The keys of sealed shards, and
+the host's own key in an epoch's ring, come beside the envelope, and are kept nowhere but in memory.
 Must not know: sockets, keys, how a command is carried out.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .gate import ENVELOPE, Gate, Refused
+from .identity import Identity, identity_of
 from .manifest import Manifest, parse
 
 MAX_LINE = 500  # characters of a line in the audit log
@@ -26,7 +27,7 @@ log = logging.getLogger("runner")
 class Commanded(Protocol):
     """What carries commands out; core.Core."""
 
-    def prepare(self, manifest: Manifest, keys: Mapping[str, bytes]) -> dict[str, Any]: ...
+    def prepare(self, manifest: Manifest, keys: Mapping[str, bytes], identity: Identity) -> dict[str, Any]: ...
     def link(self, epoch: int, timeout: float) -> dict[str, Any]: ...
     def trial(self, epoch: int, timeout: float) -> dict[str, Any]: ...
     def commit(self, epoch: int, record: str) -> dict[str, Any]: ...
@@ -62,8 +63,7 @@ class Dispatch:
     def _obey(self, message: Mapping[str, Any]) -> dict[str, Any]:
         command = self._gate.open(message)
         verb, epoch = str(command.get("verb")), int(command.get("epoch", 0))
-        keys = {str(sha): bytes.fromhex(key) for sha, key in dict(message.get("keys") or {}).items()}
-        act = self._acts(command, epoch, keys).get(verb)
+        act = self._acts(command, epoch, message).get(verb)
         if act is None:
             raise Refused(f"no command is called {verb!r}")
         self._note(f"{verb} epoch {epoch}")
@@ -79,11 +79,15 @@ class Dispatch:
         return answer
 
     def _acts(
-        self, command: Mapping[str, Any], epoch: int, keys: Mapping[str, bytes]
+        self, command: Mapping[str, Any], epoch: int, beside: Mapping[str, Any]
     ) -> dict[str, Callable[[], dict[str, Any]]]:
         core = self._core
         return {
-            "prepare": lambda: core.prepare(parse(command["manifest"]), keys),
+            "prepare": lambda: core.prepare(
+                parse(command["manifest"]),
+                {str(sha): bytes.fromhex(key) for sha, key in dict(beside.get("keys") or {}).items()},
+                identity_of(dict(beside.get("identity") or {})),
+            ),
             "link": lambda: core.link(epoch, command["timeout"]),
             "trial": lambda: core.trial(epoch, command["timeout"]),
             "commit": lambda: core.commit(epoch, self._records.get(epoch, "")),

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from .manifest import fingerprint
@@ -38,27 +37,6 @@ log = logging.getLogger("runner")
 
 class LinkError(OSError):
     """The link could not be made, or was refused; the message says why."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """This host's certificate and key, and the deployment's certificate authority, as PEM files."""
-
-    authority: Path
-    certificate: Path
-    key: Path
-
-    def context(self, *, server: bool) -> ssl.SSLContext:
-        """TLS 1.3 only, the peer's certificate required. Names are not checked: fingerprints are."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(self.authority)
-        context.load_cert_chain(self.certificate, self.key)
-        if server:
-            context.num_tickets = 0  # nobody resumes: a link lives as long as its epoch
-        return context
 
 
 def tune(sock: socket.socket) -> None:
@@ -233,7 +211,8 @@ class Listener(threading.Thread):
 
     def __init__(self, address: tuple[str, int], context: ssl.SSLContext, admit: Admit) -> None:
         super().__init__(name="listener", daemon=True)
-        self._context, self._admit = context, admit
+        self.context = context  # for whoever calls from now on; open links keep theirs
+        self._admit = admit
         self._greeting: dict[int, socket.socket] = {}  # by number, in the order they called
         self._lock, self._called, self._grumble = threading.Lock(), 0, Seldom()
         self._socket = socket.create_server(address, backlog=CALLERS)
@@ -286,7 +265,7 @@ class Listener(threading.Thread):
     def _take(self, raw: socket.socket, number: int) -> tuple[ssl.SSLSocket, Inbox, str] | None:
         with raw:  # empty once TLS has taken it over
             tune(raw)
-            sock = self._context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
+            sock = self.context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
         self._heard(number, sock)
         try:
             return sock, *self._welcome(sock)

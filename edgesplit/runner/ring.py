@@ -84,6 +84,7 @@ class Ring:
         self.decode_batch = manifest.service.decode_batch if plain else 1  # what images tell layers is told row by row
         self.state = State.LOADING
         self.reason = ""
+        self._made = time.monotonic()
         self.clocks = {number: StageClock() for number in stages}
         self.heard: dict[str, tuple[float, dict[str, Any]]] = {}  # source -> when its last beat came, and what it said
         self.sampled: Callable[[Work[Any], torch.Tensor], None] | None = None
@@ -253,6 +254,7 @@ class Ring:
         return {
             "state": self.state.value,
             "reason": self.reason,
+            "age_s": time.monotonic() - self._made,
             "sequences": len({sequence for _, sequence in list(self._sequences)}),  # a copy, as in median()
             "heard": {host: {**beat, "ago_s": time.monotonic() - at} for host, (at, beat) in list(self.heard.items())},
             "links": {target: sender.round_trip() for target, sender in list(self._senders.items())},

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import LOCALHOST
-from links import eventually, manifest, no_thread_left
+from links import changing, eventually, manifest, no_thread_left
 from models import make_checkpoint
 from rings import Answer, Cargo, Rig, ship
-from sealed import known
 from transformers import AutoModelForCausalLM, Mamba2Config
 
 from edgesplit.runner import core as core_module
@@ -271,6 +270,21 @@ def test_a_seeded_answer_is_the_same_with_and_without_a_replay(rig: Rig) -> None
     assert len(set(undisturbed)) > 5
 
 
+@pytest.mark.usefixtures("slow")
+def test_a_bit_changed_on_the_way_breaks_the_ring_and_no_answer(rig: Rig, expected: list[int]) -> None:
+    with changing(rig.ports["shelf"]) as (port, change):
+        rig.up(1, *TWO, astray={"shelf": port})
+        answer = rig.submit(PROMPT, COUNT)
+        under_way(answer)
+        change.set()
+        eventually(lambda: rig.state("shelf", 1) == rig.state("desk", 1) == "broken")
+    told = rig.cores["shelf"].status()["epochs"]["1"]["reason"].lower()
+    assert told.startswith("desk: ")
+    assert "record mac" in told.replace("_", " ")
+    rig.up(2, *TWO)
+    assert answer.whole() == expected
+
+
 def test_requests_wait_while_the_ring_is_broken(rig: Rig, expected: list[int]) -> None:
     rig.up(1, *TWO)
     pull_the_plug(rig, 1)
@@ -311,7 +325,7 @@ def test_a_prompt_cancelled_half_way_round_does_not_break_the_ring(rig: Rig, exp
 
 def test_one_too_many_is_told_to_come_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry, "WAITING", 3)
-    rig.cores["desk"].prepare(*known(rig.manifest(1, *TWO)))
+    rig.prepare(rig.cores["desk"], rig.manifest(1, *TWO))
     answers = [rig.submit(PROMPT, 5) for _ in range(3)]
     with pytest.raises(Overloaded, match="3 requests are waiting already"):
         rig.submit(PROMPT, 5)
@@ -361,7 +375,7 @@ def test_a_failed_prepare_leaves_nothing_behind(rig: Rig, api: int) -> None:
     desk, wanted = rig.cores["desk"], rig.manifest(1, *TWO)
     broken = dataclasses.replace(wanted, shards=(*wanted.shards[:-1], "0" * 64))
     with pytest.raises(StoreError, match="shard 000000000000 is not on this host"):
-        desk.prepare(*known(broken))
+        rig.prepare(desk, broken)
     assert desk.status()["epochs"] == {}
     assert list((desk.store.folder / "stages").iterdir()) == []
     socket.create_server((LOCALHOST, api)).close()  # is free
@@ -372,7 +386,7 @@ def test_a_failed_prepare_beside_a_serving_epoch_leaves_that_alone(rig: Rig, api
     rig.up(1, *TWO)
     wanted = rig.manifest(2, *OTHER)
     with pytest.raises(StoreError):
-        rig.cores["desk"].prepare(*known(dataclasses.replace(wanted, files={**wanted.files, "more.json": "0" * 64})))
+        rig.prepare(rig.cores["desk"], dataclasses.replace(wanted, files={**wanted.files, "more.json": "0" * 64}))
     assert rig.submit(PROMPT, COUNT).whole() == expected
     with socket.create_connection((LOCALHOST, api), timeout=5):
         pass
@@ -381,14 +395,14 @@ def test_a_failed_prepare_beside_a_serving_epoch_leaves_that_alone(rig: Rig, api
 def test_an_api_port_that_is_taken_is_told(rig: Rig, api: int) -> None:
     words = f"API port {api} cannot be used"
     with socket.create_server((LOCALHOST, api)), pytest.raises(CoreError, match=words):
-        rig.cores["desk"].prepare(*known(rig.manifest(1, *TWO)))
-    rig.cores["desk"].prepare(*known(rig.manifest(1, *TWO)))
+        rig.prepare(rig.cores["desk"], rig.manifest(1, *TWO))
+    rig.prepare(rig.cores["desk"], rig.manifest(1, *TWO))
 
 
 def test_a_data_port_that_is_taken_is_told(rig: Rig) -> None:
-    port = rig.peers["shelf"].port
+    port = rig.ports["shelf"]
     with socket.create_server(("", port)), pytest.raises(CoreError, match=f"data port {port} cannot be used"):
-        rig.cores["shelf"].prepare(*known(rig.manifest(1, *TWO)))
+        rig.prepare(rig.cores["shelf"], rig.manifest(1, *TWO))
 
 
 def test_commands_out_of_order_are_told_and_change_nothing(rig: Rig) -> None:
@@ -397,11 +411,11 @@ def test_commands_out_of_order_are_told_and_change_nothing(rig: Rig) -> None:
         with pytest.raises(CoreError, match="epoch 1 was not prepared here"):
             command()
     assert desk.retire(1) == {}
-    desk.prepare(*known(wanted))
+    rig.prepare(desk, wanted)
     with pytest.raises(CoreError, match="epoch 1 is here already"):
-        desk.prepare(*known(wanted))
+        rig.prepare(desk, wanted)
     with pytest.raises(CoreError, match="shelf has no part in epoch 2"):
-        rig.cores["shelf"].prepare(*known(rig.manifest(2, *["desk"] * 6)))
+        rig.prepare(rig.cores["shelf"], rig.manifest(2, *["desk"] * 6))
     with pytest.raises(CoreError, match="epoch 1 is ready"):
         desk.trial(1, 5.0)
     with pytest.raises(CoreError, match="epoch 1 cannot serve, it is ready"):
@@ -409,7 +423,7 @@ def test_commands_out_of_order_are_told_and_change_nothing(rig: Rig) -> None:
     assert desk.store.read("manifest.json") == ""
     with pytest.raises(LinkError):
         desk.link(1, 0.0)
-    rig.cores["shelf"].prepare(*known(wanted))
+    rig.prepare(rig.cores["shelf"], wanted)
     desk.link(1, 5.0)
     with pytest.raises(CoreError, match="that is linked cannot link"):
         desk.link(1, 5.0)
@@ -417,7 +431,7 @@ def test_commands_out_of_order_are_told_and_change_nothing(rig: Rig) -> None:
 
 def test_a_trial_of_a_broken_ring_fails_at_once_and_says_why(rig: Rig) -> None:
     for core in rig.cores.values():
-        core.prepare(*known(rig.manifest(1, *TWO)))
+        rig.prepare(core, rig.manifest(1, *TWO))
     for core in rig.cores.values():
         core.link(1, 5.0)
     pull_the_plug(rig, 1)
@@ -429,7 +443,7 @@ def test_a_trial_of_a_broken_ring_fails_at_once_and_says_why(rig: Rig) -> None:
 
 def test_a_trial_without_an_answer_gives_up(rig: Rig) -> None:
     for core in rig.cores.values():
-        core.prepare(*known(rig.manifest(1, *TWO)))
+        rig.prepare(core, rig.manifest(1, *TWO))
     rig.cores["desk"].link(1, 5.0)  # the shelf has not linked: it sends nothing back
     with pytest.raises(CoreError, match=r"the ring of epoch 1 gave no token within 0.1 s"):
         rig.cores["desk"].trial(1, 0.1)
@@ -447,7 +461,7 @@ def test_committing_exchanges_what_the_api_offers(rig: Rig) -> None:
     rig.up(1, *TWO)
     api = rig.cores["desk"]._api
     assert api is not None
-    rig.cores["desk"].prepare(*known(rig.manifest(2, *OTHER, max_context=64)))
+    rig.prepare(rig.cores["desk"], rig.manifest(2, *OTHER, max_context=64))
     assert api.front.service.max_context == 256
     rig.cores["desk"].retire(2)
     rig.up(3, *OTHER, max_context=64)
@@ -457,16 +471,16 @@ def test_committing_exchanges_what_the_api_offers(rig: Rig) -> None:
 
 def test_who_may_call(rig: Rig) -> None:
     desk = rig.cores["desk"]
-    desk.prepare(*known(rig.manifest(1, *TWO)))
+    rig.prepare(desk, rig.manifest(1, *TWO))
 
     def admit(epoch: int, source: str, fingerprint: str) -> object:
         return desk._admit(Message(Kind.HELLO, epoch, text={"source": source}), fingerprint)
 
-    shelf = rig.peers["shelf"].fingerprint
+    shelf = rig.peer("shelf", 1).fingerprint
     assert isinstance(admit(1, "shelf", shelf), Ring)
     assert admit(2, "shelf", shelf) == "epoch 2 is not prepared on desk"
     assert admit(1, "attic", shelf) == "attic is not a ring neighbour of desk in epoch 1"
-    assert admit(1, "shelf", rig.peers["desk"].fingerprint) == "the certificate is not shelf's"
+    assert admit(1, "shelf", rig.peer("desk", 1).fingerprint) == "the certificate is not shelf's"
 
 
 def test_status_does_not_wait_for_the_forward_under_way(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from profiles import fleet
 
 from edgesplit.inventory import Inventory
 from edgesplit.model.blocks import Block, Chain
-from edgesplit.orchestrator.decide import Alarm, Decision, Findings, Options, Way, alarms, decide
+from edgesplit.orchestrator.decide import Alarm, Decision, Findings, Options, Way, alarms, decide, rotation
 from edgesplit.orchestrator.moving import Moving
 from edgesplit.orchestrator.think import Thinker
 from edgesplit.orchestrator.verdict import Mind
@@ -189,6 +189,27 @@ def test_hosts_that_hold_nothing_of_ours_raise_no_alarm() -> None:
 
 LOST = (Alarm(kind="lost", host="shelf", text="shelf is lost"),)
 SLOW = (Alarm(kind="slow", host="shelf", text="shelf is slow"),)
+
+
+@pytest.mark.parametrize(
+    ("age", "running", "when"), [(86399.0, 0, False), (86400.0, 0, True), (86400.0, 1, False), (7 * 86400.0, 1, True)]
+)
+def test_old_keys_are_rotated_when_nobody_asks_or_at_last(age: float, running: int, *, when: bool) -> None:
+    found = rotation(state(desk=seen(age=age, running=running)), RUNNING, POLICY, 101.0)
+    assert (found is not None) == when
+    if found is not None:
+        assert (found.action, found.target) == ("rotate", RUNNING)
+        assert "watch.rotate 24 h" in found.because
+
+
+def test_keys_are_not_rotated_where_it_could_harm_or_is_not_wished() -> None:
+    old = state(desk=seen(age=1e6))
+    assert rotation(old, RUNNING, POLICY, 101.0)
+    assert not rotation(old, RUNNING, POLICY.model_copy(update={"rotate": 0.0}), 101.0)
+    assert not rotation(old, RUNNING, POLICY, 200.0)  # nobody has been heard of lately
+    assert not rotation(old.model_copy(update={"last_move": 50.0}), RUNNING, POLICY, 101.0)
+    assert not rotation(old.model_copy(update={"broken_at": 99.0}), RUNNING, POLICY, 101.0)
+    assert not rotation(state(shelf=HostState()), RUNNING, POLICY, 101.0)
 
 
 def test_a_lost_host_is_left() -> None:

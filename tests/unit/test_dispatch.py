@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from links import NOW, manifest
+from links import manifest
 
-from edgesplit.broadcast.authority import command_key, create, issue
+from edgesplit.broadcast.authority import command_key, controller_key, create
 from edgesplit.broadcast.signing import Signer
 from edgesplit.runner.dispatch import MAX_LINE, Dispatch
 from edgesplit.runner.gate import Gate
+from edgesplit.runner.identity import Identity
 from edgesplit.runner.manifest import Manifest
 
-SECRETS = create("tiny", NOW)
+SECRETS = create()
 
 
 class Recorder:
@@ -40,8 +41,8 @@ class Recorder:
             raise self.fail
         return {"did": what[0]}
 
-    def prepare(self, manifest: Manifest, keys: Mapping[str, bytes]) -> dict[str, Any]:
-        self.keys = dict(keys)
+    def prepare(self, manifest: Manifest, keys: Mapping[str, bytes], identity: Identity) -> dict[str, Any]:
+        self.keys, self.identity = dict(keys), identity
         return self._note("prepare", manifest.epoch)
 
     def link(self, epoch: int, timeout: float) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class Recorder:
 
 class Desk:
     def __init__(self, folder: Path) -> None:
-        (folder / "controller.pub").write_text(issue(SECRETS, "desk", NOW).controller)
+        (folder / "controller.pub").write_text(controller_key(SECRETS))
         gate = Gate(("tiny", "desk"), folder / "controller.pub", lambda: "", lambda _: None)
         self.core, self.audit = Recorder(), folder / "audit.log"
         self.dispatch = Dispatch(self.core, gate, self.audit)
@@ -95,8 +96,10 @@ def desk(tmp_path: Path) -> Desk:
 
 def test_the_life_of_an_epoch_leaves_a_line_for_each_command(desk: Desk) -> None:
     prepare = desk.envelope("prepare", manifest=manifest(epoch=3).to_dict())
-    assert desk.dispatch.handle({**prepare, "keys": {"abc": "00ff"}}) == {"ok": {"did": "prepare"}}
-    assert desk.core.keys == {"abc": b"\0\xff"}
+    identity = {"authority": "a", "certificate": "b", "key": "c"}
+    beside = {"keys": {"abc": "00ff"}, "identity": identity}
+    assert desk.dispatch.handle({**prepare, **beside}) == {"ok": {"did": "prepare"}}
+    assert (desk.core.keys, desk.core.identity) == ({"abc": b"\0\xff"}, Identity(**identity))
     for verb in ("link", "trial"):
         assert desk.say(verb, timeout=5.0) == {"ok": {"did": verb}}
     assert desk.say("commit") == {"ok": {"did": "commit"}}

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from links import NOW, manifest
+from links import manifest
 from sealed import key, sealed
 
-from edgesplit.broadcast.authority import command_key, create, issue
+from edgesplit.broadcast.authority import command_key, controller_key, create
 from edgesplit.broadcast.signing import Signer
 from edgesplit.runner.gate import Gate, Refused
 from edgesplit.runner.manifest import ManifestError, recorded
@@ -88,8 +88,8 @@ def frames() -> tuple[Target, list[bytes]]:
 
 
 def commands(folder: Path) -> tuple[Target, list[bytes]]:
-    secrets = create("tiny", NOW)
-    (folder / "controller.pub").write_text(issue(secrets, "desk", NOW).controller)
+    secrets = create()
+    (folder / "controller.pub").write_text(controller_key(secrets))
     signer = Signer("tiny", command_key(secrets))
     gate = Gate(("tiny", "desk"), folder / "controller.pub", lambda: "", lambda _: None, lambda: 0.0)
     genuine = [signer.seal("retire", "desk", serial, 9e9, epoch=3) for serial in (1, 2, 3)]

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from links import NOW
 
-from edgesplit.broadcast.authority import command_key, create, issue
+from edgesplit.broadcast.authority import command_key, controller_key, create
 from edgesplit.broadcast.signing import Signer
 from edgesplit.runner.gate import Gate, Refused
 
-SECRETS = create("tiny", NOW)
+SECRETS = create()
 KEY = command_key(SECRETS)
 CLOCK = 1e6  # of the host: it woke up in 1970
 
@@ -28,7 +29,7 @@ class Shelf:
     def __init__(self, folder: Path) -> None:
         self.serial = ""
         self.key = folder / "controller.pub"
-        self.key.write_text(issue(SECRETS, "shelf", NOW).controller)
+        self.key.write_text(controller_key(SECRETS))
 
     def gate(self) -> Gate:
         whom = ("tiny", "shelf")
@@ -144,14 +145,7 @@ def test_what_is_refused_does_not_move_the_serial(shelf: Shelf) -> None:
 
 def test_a_key_of_another_kind_is_no_gate(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
-    shelf.key.write_text(_ec_public_key())
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    shelf.key.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     with pytest.raises(ValueError, match="no Ed25519 key"):
         shelf.gate()
-
-
-def _ec_public_key() -> str:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import serialization
-
-    public = x509.load_pem_x509_certificate(SECRETS.authority.encode()).public_key()
-    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()

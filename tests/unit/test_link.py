@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import queue
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import LOCALHOST
-from links import eventually, identities, no_thread_left
+from links import NOW, changing, eventually, identities, no_thread_left
 
+from edgesplit.broadcast.authority import Validity
 from edgesplit.runner import link
-from edgesplit.runner.link import Call, Identity, LinkError, Listener, Sender, connect
+from edgesplit.runner.identity import Identity
+from edgesplit.runner.link import Call, LinkError, Listener, Sender, connect
 from edgesplit.runner.wire import HEADER, Decoder, Kind, Message, Row, Tensor, encode
 
 LIMIT = 2**20
@@ -42,22 +44,27 @@ class Inbox:
 class Shelf:
     """A listening host that knows one neighbour, desk."""
 
-    def __init__(self, folder: Path) -> None:
-        self.keys = identities(folder, "desk", "shelf", "attic")
+    def __init__(self) -> None:
+        self.keys = identities("desk", "shelf", "attic")
         self.inbox = Inbox()
-        identity, self.fingerprint = self.keys["shelf"]
-        self.listener = Listener((LOCALHOST, 0), identity.context(server=True), self.admit)
+        self.listener = Listener((LOCALHOST, 0), self.keys["shelf"].context(server=True), self.admit)
         self.port: int = self.listener._socket.getsockname()[1]
 
     def admit(self, hello: Message, caller: str) -> Inbox | str:
-        return self.inbox if caller == self.keys["desk"][1] else f"{(hello.text or {})['source']} is not my neighbour"
+        return (
+            self.inbox
+            if caller == self.keys["desk"].fingerprint
+            else f"{(hello.text or {})['source']} is not my neighbour"
+        )
 
     def call(self, fingerprint: str = "", source: str = "desk") -> Call:
         text = {"deployment": "tiny", "source": source, "target": "shelf"}
-        return Call(LOCALHOST, self.port, fingerprint or self.fingerprint, Message(Kind.HELLO, 1, text=text))
+        return Call(
+            LOCALHOST, self.port, fingerprint or self.keys["shelf"].fingerprint, Message(Kind.HELLO, 1, text=text)
+        )
 
     def connect(self, who: str = "desk", **more: str) -> ssl.SSLSocket:
-        return connect(self.call(**more), self.keys[who][0].context(server=False), time.monotonic())
+        return connect(self.call(**more), self.keys[who].context(server=False), time.monotonic())
 
     def raw(self) -> socket.socket:
         return socket.create_connection((LOCALHOST, self.port), timeout=5)
@@ -80,9 +87,9 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Iterator[Shelf]:
+def shelf() -> Iterator[Shelf]:
     with no_thread_left():
-        made = Shelf(tmp_path)
+        made = Shelf()
         made.listener.start()
         yield made
         made.listener.close()
@@ -134,17 +141,16 @@ def _receivers() -> list[threading.Thread]:
 def test_a_caller_without_a_certificate_is_refused(shelf: Shelf) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.load_verify_locations(shelf.keys["desk"][0].authority)
+    context.load_verify_locations(cadata=shelf.keys["desk"].authority)
     with pytest.raises(LinkError, match=r"(?i)certificate.required"):
         connect(shelf.call(), context, time.monotonic() + 5)
     assert shelf.still_works()
 
 
-def test_a_caller_of_another_authority_is_refused(shelf: Shelf, tmp_path: Path) -> None:
-    ours, _ = shelf.keys["desk"]
-    theirs, _ = identities(tmp_path, "desk", deployment="other")["desk"]
+def test_a_caller_of_another_authority_is_refused(shelf: Shelf) -> None:
+    ours, theirs = shelf.keys["desk"], identities("desk")["desk"]
     forged = Identity(ours.authority, theirs.certificate, theirs.key)  # believes us, is not believed
-    with pytest.raises(LinkError, match=r"(?i)unknown.ca"):
+    with pytest.raises(LinkError, match=r"(?i)unknown.ca|decrypt.error"):
         connect(shelf.call(), forged.context(server=False), time.monotonic() + 5)
     assert shelf.still_works()
 
@@ -159,19 +165,58 @@ def test_a_caller_who_is_not_the_named_neighbour_is_refused(shelf: Shelf) -> Non
 
 def test_a_listener_with_another_certificate_gets_no_word(shelf: Shelf) -> None:
     with pytest.raises(LinkError, match="a certificate that is not in the manifest"):
-        shelf.connect(fingerprint=shelf.keys["attic"][1])
+        shelf.connect(fingerprint=shelf.keys["attic"].fingerprint)
     assert shelf.inbox.messages.empty()
     assert shelf.still_works()
 
 
-def test_a_listener_of_another_authority_gets_no_word(shelf: Shelf, tmp_path: Path) -> None:
-    other, _ = identities(tmp_path, "desk", deployment="other")["desk"]
+def test_a_listener_of_another_authority_gets_no_word(shelf: Shelf) -> None:
+    other = identities("desk")["desk"]
     with pytest.raises(LinkError, match=r"(?i)certificate verify failed"):
         connect(shelf.call(), other.context(server=False), time.monotonic() + 5)
 
 
+def test_a_certificate_of_yesterday_or_tomorrow_is_refused(shelf: Shelf) -> None:
+    hour = datetime.timedelta(hours=1)
+    for begin, why in ((NOW - 2 * hour, "certificate has expired"), (NOW + hour, "certificate is not yet valid")):
+        old = identities("desk", "shelf", valid=Validity(begin, begin + hour))
+        shelf.listener.context = old["shelf"].context(server=True)
+        with pytest.raises(LinkError, match=why):
+            connect(shelf.call(), old["desk"].context(server=False), time.monotonic() + 5)
+        credulous = old["desk"].context(server=False)
+        credulous.verify_mode = ssl.CERT_NONE
+        with pytest.raises(LinkError, match=r"(?i)expired|bad.certificate"):
+            connect(shelf.call(old["shelf"].fingerprint), credulous, time.monotonic() + 5)
+
+
+def test_with_new_certificates_open_links_go_on_and_old_ones_open_none(shelf: Shelf) -> None:
+    with shelf.sender() as sender:
+        before, shelf.keys = shelf.keys, identities("desk", "shelf")
+        shelf.listener.context = shelf.keys["shelf"].context(server=True)
+        with pytest.raises(LinkError, match=r"(?i)certificate verify failed"):
+            connect(shelf.call(), before["desk"].context(server=False), time.monotonic() + 5)
+        sender.send(Message(Kind.DROP, 1, rows=(Row(7, 0),)))
+        assert shelf.inbox.messages.get(timeout=5)[1].rows == (Row(7, 0),)
+    assert shelf.still_works()
+
+
+def test_a_byte_changed_on_the_way_is_a_fault(shelf: Shelf) -> None:
+    with changing(shelf.port) as (port, change):
+        call = Call(LOCALHOST, port, shelf.keys["shelf"].fingerprint, shelf.call().hello)
+        with connect(call, shelf.keys["desk"].context(server=False), time.monotonic() + 5) as sock:
+            sock.sendall(b"".join(encode(work(256))))
+            assert shelf.inbox.messages.get(timeout=5)
+            change.set()
+            sock.sendall(b"".join(encode(work(256))))
+            source, reason = shelf.inbox.faults.get(timeout=5)
+    assert source == "desk"
+    assert "bad record mac" in reason.lower().replace("_", " ")
+    assert shelf.inbox.messages.empty()
+    assert shelf.still_works()
+
+
 def test_older_tls_is_refused(shelf: Shelf) -> None:
-    context = shelf.keys["desk"][0].context(server=False)
+    context = shelf.keys["desk"].context(server=False)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(LinkError, match=r"(?i)protocol.version"):
@@ -207,7 +252,7 @@ def test_a_neighbour_must_greet_first(shelf: Shelf, words: bytes) -> None:
 @contextlib.contextmanager
 def _tls(shelf: Shelf, who: str = "desk") -> Iterator[ssl.SSLSocket]:
     """TLS with the right keys, and not a word yet."""
-    with shelf.raw() as raw, shelf.keys[who][0].context(server=False).wrap_socket(raw) as sock:
+    with shelf.raw() as raw, shelf.keys[who].context(server=False).wrap_socket(raw) as sock:
         yield sock
 
 
@@ -233,17 +278,17 @@ def test_a_caller_that_says_nothing_is_not_waited_for(shelf: Shelf, monkeypatch:
         assert stranger.recv(100) == b""
 
 
-def test_only_so_many_strangers_are_greeted_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_strangers_are_greeted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "CALLERS", 2)
     monkeypatch.setattr(link, "GREETING", 5.0)
     monkeypatch.setattr(link, "LINGER", 0.1)
     with no_thread_left(), contextlib.ExitStack() as stack:
-        shelf = Shelf(tmp_path)
+        shelf = Shelf()
         shelf.listener.start()
         stack.callback(shelf.listener.close)
         silent = [stack.enter_context(shelf.raw()) for _ in range(3)]
         assert silent[0].recv(1) == b""  # hung up on long before its time is over
-        desk = shelf.keys["desk"][0].context(server=False)
+        desk = shelf.keys["desk"].context(server=False)
         connect(shelf.call(), desk, time.monotonic()).close()  # a neighbour gets in at the first call
         assert silent[1].recv(1) == b""
 
@@ -255,18 +300,18 @@ def test_a_call_is_repeated_until_the_deadline(shelf: Shelf) -> None:
     shelf.listener.close()
     start = time.monotonic()
     with pytest.raises(LinkError, match=f"no link to {LOCALHOST}:{shelf.port}: .*refused"):
-        connect(shelf.call(), shelf.keys["desk"][0].context(server=False), start + 0.15)
+        connect(shelf.call(), shelf.keys["desk"].context(server=False), start + 0.15)
     assert 0.15 < time.monotonic() - start < 2
 
 
 def test_whoever_is_no_runner_is_told_from_one(shelf: Shelf) -> None:
-    identity, fingerprint = shelf.keys["attic"]
+    identity = shelf.keys["attic"]
     with socket.create_server((LOCALHOST, 0)) as server:
         thread = threading.Thread(target=_http, args=(server, identity))
         thread.start()
-        call = Call(LOCALHOST, server.getsockname()[1], fingerprint, shelf.call().hello)
+        call = Call(LOCALHOST, server.getsockname()[1], identity.fingerprint, shelf.call().hello)
         with pytest.raises(LinkError, match="does not speak our protocol: not a frame"):
-            connect(call, shelf.keys["desk"][0].context(server=False), time.monotonic())
+            connect(call, shelf.keys["desk"].context(server=False), time.monotonic())
         thread.join(5)
 
 

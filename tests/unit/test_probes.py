@@ -81,7 +81,11 @@ READING = {
         "threads": 2,
         "entry": {"tokens": 40, "time_per_token_s": 0.02},
         "epochs": {
-            "3": {"reason": "", "stages": {"1": {"first": 2, "last": 4, "steps": 9, "decode_total_s": 0.4}}},
+            "3": {
+                "reason": "",
+                "age_s": 90.0,
+                "stages": {"1": {"first": 2, "last": 4, "steps": 9, "decode_total_s": 0.4}},
+            },
             "2": {"reason": "old", "stages": {}},
         },
     },
@@ -91,6 +95,7 @@ READING = {
 def test_a_reading_tells_of_the_epoch_that_serves() -> None:
     reading = parse_reading(json.dumps(READING))
     assert (reading.runner, reading.serving, reading.tokens, reading.broken) == (True, 3, 40, "")
+    assert reading.age == 90
     assert (reading.stages[0].stage, reading.stages[0].blocks, reading.stages[0].steps) == (1, (2, 4), 9)
 
 
