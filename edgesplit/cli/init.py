@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgesplit.draft import Found
 
 FORGES = {"github.com", "gitlab.com", "bitbucket.org", "codeberg.org", "ssh.dev.azure.com"}  # no machines of anybody's
+WAY = ("port", "proxyjump", "proxycommand")  # what ssh's configuration says of the way to an address
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 
 
@@ -83,7 +84,9 @@ def _of_ssh_config() -> list[Found]:
             said = {}
         address = said.get("hostname", [alias])[0]
         if address not in FORGES:
-            found.append(Found(alias, target, {} if address == alias else {"data": {"address": address}}))
+            more = {} if address == alias else {"data": {"address": address}}
+            way = tuple(word for keyword in WAY for word in said.get(keyword, ()))
+            found.append(Found(alias, target, more, way))
     return apart(found)
 
 

@@ -21,6 +21,9 @@ Host github.com
   User git
 Host shelf-again
   HostName 192.168.1.11
+Host shelf-next
+  HostName 192.168.1.11
+  Port 2202
 Host *
   IdentityFile ~/.ssh/boards
 """
@@ -52,7 +55,8 @@ def test_from_the_configuration_of_ssh(tmp_path: Path) -> None:
     done = init(tmp_path / "new", "--model", "org/Some-Model")
     assert done.exit_code == 0, done.output
     hosts = load_inventory(tmp_path / "new" / "inventory.yaml").hosts
-    assert list(hosts) == ["desk", "shelf", "attic.lan"]
+    assert list(hosts) == ["desk", "shelf", "attic.lan", "shelf-next"]
+    assert hosts["shelf-next"].data.port == DATA_PORT + 1  # another machine behind the same address
     assert hosts["shelf"].ssh == SshTarget(host="shelf")
     assert hosts["shelf"].data_address == "192.168.1.11"
     assert hosts["desk"].trusted
@@ -94,7 +98,8 @@ def test_one_source_only(tmp_path: Path) -> None:
 
 
 def test_machines_that_share_an_address_get_ports_of_their_own(tmp_path: Path) -> None:
-    boxes = [Found(name, SshTarget(host="127.0.0.1", port=port)) for name, port in (("a", 1), ("b", 2), ("a b!", 1))]
+    ways = (("a", 1), ("b", 2), ("a b!", 1))
+    boxes = [Found(name, SshTarget(host="127.0.0.1", port=port), way=(str(port),)) for name, port in ways]
     kept = apart(boxes)
     assert [host.more.get("data") for host in kept] == [None, {"address": "127.0.0.1", "port": DATA_PORT + 1}]
     (tmp_path / "f").write_text(inventory([*kept, Found("desk", SshTarget(host="null"))], "made up", "10.0.0.1"))
