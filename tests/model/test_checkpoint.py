@@ -207,7 +207,9 @@ def test_a_cache_that_makes_no_sense_is_made_again(llama: Path, tmp_path: Path, 
     assert json.loads(cache.read_text())["chain"]["model"] == "llama"
 
 
-def test_the_cache_is_for_one_config_and_dtype(llama: Path, tmp_path: Path) -> None:
+def test_the_cache_is_for_one_config_dtype_and_transformers(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "chain.json"
     first = open_checkpoint(llama, "llama", "float32", cache).chain
     config(llama, max_position_embeddings=256)
@@ -215,6 +217,10 @@ def test_the_cache_is_for_one_config_and_dtype(llama: Path, tmp_path: Path) -> N
     assert (first.max_context, second.max_context) == (512, 256)
     assert first.checkpoint != second.checkpoint
     assert open_checkpoint(llama, "llama", "float16", cache).chain.weight_bytes * 2 == second.weight_bytes
+    before = json.loads(cache.read_text())["stamp"]
+    monkeypatch.setattr("edgesplit.model.checkpoint.version", lambda _: "6.0")
+    assert open_checkpoint(llama, "llama", "float16", cache).chain.weight_bytes * 2 == second.weight_bytes
+    assert json.loads(cache.read_text())["stamp"] != before
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(llama: Path, tmp_path: Path) -> None:
