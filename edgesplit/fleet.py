@@ -44,6 +44,7 @@ class StageTimes(Value):
 
     @property
     def row(self) -> float:
+        """Seconds of a layer for each sequence more in a step; as long as the first, where nobody measured it."""
         return self.decode_layer if self.decode_row is None else self.decode_row
 
     def scaled(self, factor: float) -> StageTimes:

@@ -151,6 +151,7 @@ def socket_of(layout: Layout) -> Path:
 
 
 def attach(place: Place) -> Act:
+    """For the switch: take the other end of its cable."""
     fields = {"port": place.name, "mac": place.mac, "network": place.network, "interface": place.interface}
     return {"act": "attach", **fields}
 
