@@ -105,6 +105,15 @@ class WatchPolicy(Value):
     rotate: Time = 86400.0  # age of the ring's keys at which it gets others; 0: only with every move
     horizon: Annotated[Time, Field(gt=0)] = 600.0  # for which a gain is counted on, against what moving costs
 
+    @model_validator(mode="after")
+    def _heard(self) -> WatchPolicy:
+        if self.host_timeout <= self.interval:
+            raise ValueError(
+                f"host_timeout {self.host_timeout:g} s is not above interval {self.interval:g} s, "
+                "in which a host is heard of once"
+            )
+        return self
+
 
 class ModelPlan(Value):
     """One model to be served. `name` names the deployment on the hosts."""

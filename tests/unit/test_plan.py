@@ -11,7 +11,7 @@ from test_inventory import ROOT, check_example, check_page
 from edgesplit.document import WORDS
 from edgesplit.errors import InputError
 from edgesplit.inventory import load_inventory
-from edgesplit.plan import ModelPlan, ModelSource, Pin, Workload, load_plan
+from edgesplit.plan import ModelPlan, ModelSource, Pin, WatchPolicy, Workload, load_plan
 
 PLANS = sorted((ROOT / "plans").glob("*.yaml"))
 
@@ -58,6 +58,11 @@ def test_a_workload_must_fit_its_context() -> None:
     assert Workload(prompt_tokens=1000, new_tokens=24, max_context=1024)
     with pytest.raises(ValidationError, match="prompt_tokens \\+ new_tokens = 1025 exceed max_context = 1024"):
         Workload(prompt_tokens=1001, new_tokens=24, max_context=1024)
+
+
+def test_a_host_is_heard_of_before_it_counts_as_silent() -> None:
+    with pytest.raises(ValidationError, match="host_timeout 6 s is not above interval 10 s"):
+        WatchPolicy(interval=10.0)
 
 
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
