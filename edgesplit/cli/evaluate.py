@@ -35,8 +35,6 @@ def run(
 
     Needs root. What was done already is kept: an evaluation that was broken off is gone on with.
     """
-    import shutil
-
     from edgesplit.cli.render import print_json, talk
     from edgesplit.evaluation.evaluate import Evaluation
     from edgesplit.evaluation.scenario import load_stage
@@ -44,10 +42,9 @@ def run(
 
     stages = [load_stage(path) for path in scenarios]
     need_root()
-    if fresh:
-        for stage in stages:
-            shutil.rmtree(folder / stage.name, ignore_errors=True)
     evaluation = Evaluation(folder, lambda text: talk.print(text, soft_wrap=True))
+    for stage in stages if fresh else ():
+        evaluation.forget(stage)
     numbers = range(1, repeat + 1) if only is None else [only]
     done = [(stage, run) for number in numbers for stage in stages for run in evaluation.runs(stage, [number])]
     found = [(stage, [run for each, run in done if each is stage]) for stage in stages]

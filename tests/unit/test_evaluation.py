@@ -14,6 +14,7 @@ import pytest
 from edgesplit.errors import InputError
 from edgesplit.evaluation.charts import chart
 from edgesplit.evaluation.demand import asks, phases, prompts, turns
+from edgesplit.evaluation.evaluate import Evaluation
 from edgesplit.evaluation.metrics import Figures, figures
 from edgesplit.evaluation.record import Answer, Change, Look, Move, Run
 from edgesplit.evaluation.report import merged, section
@@ -177,6 +178,19 @@ def test_nothing_at_all_is_no_figure() -> None:
     found = count()
     assert (found.requests, found.incidents) == (0, 0)
     assert math.isnan(found.p95)
+
+
+# --- what is kept ---
+
+
+def test_what_was_done_is_forgotten_and_nothing_else(tmp_path: Path) -> None:
+    stage = load_stage(PLANS / "emergency.yaml")
+    kept = tmp_path / stage.name
+    kept.mkdir()
+    for name in ("static-1.json", "adaptive-12.json", "thesis.odt"):
+        (kept / name).write_text("")
+    Evaluation(tmp_path, print).forget(stage)
+    assert [file.name for file in kept.iterdir()] == ["thesis.odt"]
 
 
 # --- how it is told ---
