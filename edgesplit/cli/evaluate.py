@@ -89,14 +89,18 @@ def _show(stage: Stage, runs: list[Run]) -> None:
 
 
 def _write(report: Path, found: list[tuple[Stage, list[Run]]]) -> None:
+    from edgesplit.errors import EdgesplitError
     from edgesplit.evaluation.charts import chart
     from edgesplit.evaluation.report import merged, section
 
-    pictures = report.with_suffix("")
-    pictures.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for stage, runs in found:
-        (pictures / f"{stage.name}.svg").write_text(chart(stage.scenario.title, runs))
-        parts.append(section(stage, _sorted(stage, runs), f"{pictures.name}/{stage.name}.svg"))
-    text = report.read_text() if report.exists() else ""
-    report.write_text(merged(text, "\n\n".join(["", *parts, ""])))
+    pictures, parts = report.with_suffix(""), []
+    try:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for stage, runs in found:
+            (pictures / f"{stage.name}.svg").write_text(chart(stage.scenario.title, runs))
+            parts.append(section(stage, _sorted(stage, runs), f"{pictures.name}/{stage.name}.svg"))
+        text = report.read_text() if report.exists() else ""
+        report.write_text(merged(text, "\n\n".join(["", *parts, ""])))
+    except OSError as error:
+        hint = "the runs are kept: the same again, with another --report, takes no time"
+        raise EdgesplitError(f"{error.filename} cannot be written: {error.strerror}", hint) from error

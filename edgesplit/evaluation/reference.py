@@ -47,7 +47,7 @@ def make(shape: Shape, folder: Path) -> None:
         bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
     torch.manual_seed(0)
-    part = folder.with_suffix(".part")
+    part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(part)
     for name in ("tokenizer.json", "tokenizer_config.json"):
