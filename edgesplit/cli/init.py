@@ -91,10 +91,20 @@ def _of_ssh_config() -> list[Found]:
 
 
 def _of_ansible(file: Path) -> list[Found]:
+    from edgesplit.cli.render import talk
     from edgesplit.draft import Found
+    from edgesplit.errors import InputError
     from edgesplit.inventory import load_inventory
 
-    hosts = load_inventory(file).hosts.items()
+    whole = f"ansible-inventory -i {file} --list --yaml > hosts.yaml"
+    try:
+        hosts = load_inventory(file).hosts.items()
+    except InputError as error:
+        hint = error.hint if file.suffix in (".yaml", ".yml") else f"an inventory in YAML is read: {whole}"
+        raise InputError(error.message, hint) from error
+    for folder in ("group_vars", "host_vars"):
+        if (file.parent / folder).is_dir():
+            talk.print(f"{file.parent / folder} was not read; with what it says: {whole}", soft_wrap=True)
     return [
         Found(name, spec.ssh, spec.model_dump(exclude={"connection", "ssh"}, exclude_defaults=True))
         for name, spec in hosts

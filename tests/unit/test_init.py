@@ -75,6 +75,17 @@ def test_from_an_ansible_inventory(tmp_path: Path) -> None:
     assert {name: written[name] for name in ("shelf", "on")} == {name: given[name] for name in ("shelf", "on")}
 
 
+def test_what_is_not_read_of_ansible_is_told_with_the_way_to_one_file(tmp_path: Path) -> None:
+    ini, file = tmp_path / "hosts", tmp_path / "hosts.yaml"
+    ini.write_text("[boards]\nshelf ansible_host=192.168.1.11\n")
+    refused = init(tmp_path / "new", "--ansible", ini)
+    assert refused.exit_code == 2
+    assert f"ansible-inventory -i {ini} --list --yaml" in refused.stderr
+    file.write_text(HOSTS)
+    (tmp_path / "host_vars").mkdir()
+    assert f"{tmp_path}/host_vars was not read" in init(tmp_path / "new", "--ansible", file).stderr
+
+
 @pytest.mark.usefixtures("config")
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text("mine")
