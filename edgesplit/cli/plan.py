@@ -174,5 +174,11 @@ def _audit(space: Workspace, texts: Path) -> Audit:
     samples = read_texts(texts)
     with Progress(console=talk, transient=True) as progress:
         task = progress.add_task("auditing", total=checkpoint.chain.layers + 1)
-        advance, trusted = (lambda _: progress.advance(task)), bool(checkpoint.own_code)
-        return audit(checkpoint.folder, space.plan.dtype, samples, advance, trusted=trusted)
+        return audit(
+            checkpoint.folder,
+            space.plan.dtype,
+            samples,
+            lambda block: progress.update(task, completed=block + 1),
+            glued=checkpoint.chain.glued,
+            trusted=bool(checkpoint.own_code),
+        )

@@ -83,6 +83,8 @@ class Repetition:
             acts = Acts(lab, self.stage.scenario.events, start, lambda: self._revive(lab, mode, log))
             with _meanwhile(looks.run, acts.run):
                 answers, _ = clients.communicate()
+            if clients.returncode:
+                raise EdgesplitError(f"the clients ended with {clients.returncode}", f"see {log.name}")
         return Played(
             seconds=self.stage.scenario.duration,
             answers=tuple(Answer.model_validate_json(line) for line in answers.splitlines()),

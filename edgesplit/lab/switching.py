@@ -95,9 +95,6 @@ class Core:
         """From the next frame on; what is on its way arrives as it would have."""
         self._lane(source, target).link = link
 
-    def link(self, source: str, target: str) -> Link:
-        return self._lane(source, target).link
-
     def _forget(self, name: str) -> None:
         self._waiting = [waiting for waiting in self._waiting if name not in waiting[2:4]]
         heapq.heapify(self._waiting)

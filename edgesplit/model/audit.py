@@ -5,7 +5,7 @@ whose embedding is nearest (by cosine) to the activation. The other first learns
 embeddings on texts of which it knows both (ridge regression, closed form), then takes the nearest. What they recover
 is a lower bound on what a better attacker would: a low share limits exposure, no more.
 
-Must not know: hosts, splits. Holds one block's weights at a time.
+Must not know: hosts, splits. Holds the weights of one block at a time, or of those that stay together.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,11 +69,13 @@ def audit(
     texts: Sequence[str],
     progress: Callable[[int], None] = lambda _: None,
     *,
+    glued: Sequence[tuple[int, int]] = (),
     trusted: bool = False,
 ) -> Audit:
     """An Exposure per boundary, from behind the embedding to behind the last layer; `progress` gets the block done.
 
-    `trusted`: the checkpoint's own code may run. Raises InputError where the texts are too few, or cannot be read.
+    `glued`: runs of blocks without a boundary, first and last. `trusted`: the checkpoint's own code may run.
+    Raises InputError where the texts are too few, or cannot be read.
     """
     tokens = _tokens(folder, texts, trusted=trusted)
     if len(tokens) < 2:
@@ -85,7 +88,7 @@ def audit(
     truth = torch.cat(tokens)
     torch.set_num_threads(_threads())
     found = []
-    for block, (activations, table) in enumerate(_activations(folder, dtype, tokens, trusted=trusted)):
+    for block, activations, table in _activations(folder, dtype, tokens, glued, trusted=trusted):
         probed = _probed(activations[:cut], table[truth[:cut]].float(), activations[cut:])
         fits = activations.shape[1] == table.shape[1]
         found.append(
@@ -130,17 +133,21 @@ def _tokens(folder: Path, texts: Iterable[str], *, trusted: bool) -> list[torch.
 
 
 def _activations(
-    folder: Path, dtype: str, tokens: Sequence[torch.Tensor], *, trusted: bool
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Behind each block but the head: activations, a row per token, and the embedding table."""
-    stage = Stage.load(folder, 0, 0, dtype, trusted=trusted)
-    table = stage.model.get_input_embeddings().weight.detach()
-    hidden: list[Hidden] = [stage.forward(stage.sequence(), ids[None]) for ids in tokens]
-    yield _rows(hidden), table
-    for block in range(1, stage.range.layers + 1):
-        stage = Stage.load(folder, block, block, dtype, trusted=trusted)
-        hidden = [stage.forward(stage.sequence(), each) for each in hidden]
-        yield _rows(hidden), table
+    folder: Path, dtype: str, tokens: Sequence[torch.Tensor], glued: Sequence[tuple[int, int]], *, trusted: bool
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Each block with a boundary behind it, activations there, a row per token, and the embedding table."""
+    arrived: list[Any] = [ids[None] for ids in tokens]
+    block = layers = 0
+    while block <= layers:
+        first = block
+        while any(begin <= block < end for begin, end in glued):
+            block += 1
+        stage = Stage.load(folder, first, block, dtype, trusted=trusted)
+        if not first:
+            table, layers = stage.model.get_input_embeddings().weight.detach(), stage.range.layers
+        arrived = [stage.forward(stage.sequence(), each) for each in arrived]
+        yield block, _rows(arrived), table
+        block += 1
 
 
 def _rows(hidden: Iterable[Hidden]) -> torch.Tensor:

@@ -22,7 +22,6 @@ SIDE_FILES = ("config.json", "generation_config.json", "tokenizer*", "special_to
               "vocab.*", "merges.txt", "tekken.json", "*.tiktoken", "chat_template.*", "*.model",
               "processor_config.json", "preprocessor_config.json", "modules.json", "1_Pooling/config.json")  # fmt: skip
 CODE = "*.py"
-UNQUANTISED = "the plan's `quantization` can quantise it while it is cut"
 _AGAIN = "download the file again"
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "tekken.json", "*.tiktoken", "tokenizer_config.json")
 _NAME = re.compile(r"base_model:\s*(?:-\s*)?[\"']?([\w.-]+/[\w.-]+)")
@@ -53,7 +52,7 @@ def unquantised(folder: Path) -> str:
     except OSError:
         found = None
     original = f"the checkpoint that it was made from{f', {found.group(1)}' if found else ''}"
-    return f"take {original}; {UNQUANTISED}"
+    return f"take {original}; the plan's `quantization` can quantise it while it is cut"
 
 
 def side_files(folder: Path, *, trusted: bool) -> tuple[Path, ...]:

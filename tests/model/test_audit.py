@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import rings  # noqa: F401 - one thread
+from models import make_checkpoint
 
 from edgesplit.errors import InputError
 from edgesplit.model.audit import Audit, audit, read_texts
@@ -50,6 +51,14 @@ def test_what_is_recovered_is_far_above_guessing(found: Audit) -> None:
 
 def test_it_is_the_same_every_time(found: Audit) -> None:
     assert audit(MODEL, "float32", read_texts(ROOT / "docs" / "primer.md")) == found
+
+
+def test_blocks_that_share_caches_are_run_together(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    texts = ["hello there", "some other text", "and one more"]
+    alone, together = (audit(tmp_path, "float32", texts, glued=glued) for glued in ((), ((0, 1), (1, 3))))
+    assert [exposure.block for exposure in together.exposures] == [3, 4]
+    assert together.exposures == alone.exposures[3:]
 
 
 def test_texts_are_told_apart_by_lines_or_by_empty_ones(tmp_path: Path) -> None:

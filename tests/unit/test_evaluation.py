@@ -6,19 +6,22 @@ import json
 import math
 import re
 import shutil
+import threading
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from edgesplit.errors import InputError
+from edgesplit.evaluation import looks
+from edgesplit.evaluation.acts import Acts
 from edgesplit.evaluation.charts import chart
 from edgesplit.evaluation.demand import asks, phases, prompts, turns
 from edgesplit.evaluation.evaluate import Evaluation
 from edgesplit.evaluation.metrics import Figures, figures
 from edgesplit.evaluation.record import Answer, Change, Look, Move, Run
 from edgesplit.evaluation.report import merged, section
-from edgesplit.evaluation.scenario import Stage, load_stage, parse_act
+from edgesplit.evaluation.scenario import Happening, Stage, load_stage, parse_act
 from edgesplit.plan import ServiceLevel
 
 PLANS = Path(__file__).parents[2] / "plans" / "evaluation"
@@ -81,6 +84,7 @@ def test_what_cannot_be_done_is_refused(text: object) -> None:
         ("at: 50s", "at: 80s", "ends at 75 s"),
         ("new_tokens: [8, 16]", "new_tokens: [8, 160]", "max_context"),
         ("rate: 1.2", "clients: 2\n  rate: 1.2", "either `rate` or `clients`"),
+        ("seed: 1", "checkpoint: {hidden: 100, layers: 1, heads: 8, intermediate: 9}", "multiple of twice the 8 heads"),
         ("patience: 15s", "patients: 15s", r"emergency.yaml:\d+:\d+: demand.patients"),
         ("plan: emergency-plan.yaml", "plan: ../emergency.yaml", "emergency.yaml"),
     ],
@@ -111,6 +115,36 @@ def test_the_same_seed_makes_the_same_requests_and_a_surge_makes_more() -> None:
     assert {len(prompt) for prompt in prompts(scenario, 1024)} <= set(range(16, 33))
     client = turns(scenario, 1, 0)
     assert [next(client) for _ in range(5)] != [next(client) for _ in range(5)]
+
+
+# --- a lab while hosts come and go ---
+
+
+class Trouble:
+    """A lab of whose hosts one is just being powered off. Its evaluation is over when it was asked twice."""
+
+    def __init__(self) -> None:
+        self.over, self.asked = threading.Event(), 0
+
+    def status(self) -> None:
+        self.asked += 1
+        if self.asked == 2:
+            self.over.set()
+        raise FileNotFoundError("cgroup.procs")
+
+    def set_host(self, *_: object, **__: object) -> None:
+        self.status()
+
+
+def test_looks_and_events_go_on_while_a_host_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Trouble()
+    monkeypatch.setattr(looks, "EVERY", 0.0)
+    looks.Looks(lab, "p", "a", 0.0).run(lab.over)  # type: ignore[arg-type]
+    assert lab.asked == 2
+    acts = Acts(lab, (Happening(at=0.0, do=("host a cores 1", "host a cores 2")),), 0.0, lambda: None)  # type: ignore[arg-type]
+    acts.run(threading.Event())
+    assert acts.trouble == ["host a cores 1: cgroup.procs", "host a cores 2: cgroup.procs"]
+    assert [change.text for change in acts.changes] == ["host a cores 1", "host a cores 2"]
 
 
 # --- figures ---

@@ -32,7 +32,8 @@ all:
   vars: {ansible_user: pi}
   hosts:
     shelf: {ansible_host: 192.168.1.11, ansible_port: 2222, edgesplit_trusted: true, edgesplit_data: {port: 7500}}
-    "on": {ansible_ssh_common_args: -J gate, ansible_python_interpreter: /opt/py/bin/python, edgesplit_memory: 4GiB}
+    "on": {ansible_ssh_common_args: -J gate, ansible_python_interpreter: /opt/py/bin/python, edgesplit_memory: 4GiB,
+           edgesplit_labels: {"12": floor, "a: b": c}}
     here: {ansible_connection: local}
 """
 

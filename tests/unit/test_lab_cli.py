@@ -43,6 +43,12 @@ def test_a_wrong_file_is_told_before_anything_is_asked_of_the_machine(tmp_path: 
     assert "lab.yaml:1:7: name: expected at most 12 small letters" in done.stderr
 
 
+def test_a_wrong_name_is_told_as_one_in_the_file() -> None:
+    done = CliRunner().invoke(app, ["lab", "up", EXAMPLE, "--name", "Lab!"])
+    assert done.exit_code == 2
+    assert "name: expected at most 12 small letters" in done.stderr
+
+
 def test_a_tool_that_is_not_there_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "_PATH", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
