@@ -336,7 +336,7 @@ class _Act:
         if host.name in self.started:
             stop(self.cargo, host)
         elif self.prepared and host.name in self.target.hosts and presence.epochs is not None:
-            self._say(host, "retire", 30)
+            self._say(host, "retire", LOAD_SECONDS)  # comes after a load that is under way
         folder, stay = self._folder(host), KEPT if self.cut else ()
         if not presence.folder:
             host.run(commands.clear(folder, stay))

@@ -264,8 +264,9 @@ def measure(python: str, verb: str, arguments: Mapping[str, Any]) -> Command:
     """Standard input is the runner archive: run one of its measuring verbs from a temporary folder, leave nothing."""
     return Command(
         f"measure ({verb})",
-        'umask 077 && t=$(mktemp -d) && trap \'rm -rf "$t"\' EXIT && cat > "$t/runner.pyz" && '
-        f'{path(python)} "$t/runner.pyz" {_words(verb, json.dumps(arguments, sort_keys=True))}',
+        'umask 077 && t=$(mktemp -d) && trap \'rm -rf "$t"\' EXIT && trap "exit 1" HUP INT TERM && '
+        f'cat > "$t/runner.pyz" && {path(python)} "$t/runner.pyz" '
+        + _words(verb, json.dumps(arguments, sort_keys=True)),
     )
 
 

@@ -20,7 +20,7 @@ from edgesplit.errors import CommandFailed, HostError
 from edgesplit.fleet import Fleet, HostProfile, LinkProfile
 from edgesplit.hosts import commands
 from edgesplit.hosts.commands import NO_PROGRAM
-from edgesplit.hosts.fanout import survey
+from edgesplit.hosts.fanout import settle, survey
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import Inventory
 from edgesplit.model.checkpoint import Checkpoint
@@ -180,11 +180,16 @@ def measure_links(
     links: Links = {name: {} for name in hosts}
     reasons: Reasons = {}
     progress = _Progress(note, "pairs", len(hosts) * (len(hosts) - 1) // 2)
+
+    def act(pair: tuple[str, str]) -> dict[tuple[str, str], LinkProfile | str]:
+        return progress.step(meet(hosts, inventory, pair, sizes))
+
     for pairs in rounds(hosts):
         with ThreadPoolExecutor(max(1, len(pairs))) as pool:
-            acts = pool.map(lambda pair: progress.step(meet(hosts, inventory, pair, sizes)), pairs)
+            acts = [pool.submit(act, pair) for pair in pairs]
+            settle(acts, hosts.values())
             for found in acts:
-                for (source, target), link in found.items():
+                for (source, target), link in found.result().items():
                     if isinstance(link, str):
                         reasons.setdefault(source, {})[target] = link
                     else:

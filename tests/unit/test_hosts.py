@@ -30,7 +30,7 @@ from edgesplit.errors import (
     LoginError,
     Unreachable,
 )
-from edgesplit.hosts import ssh_bulk
+from edgesplit.hosts import fanout, ssh_bulk
 from edgesplit.hosts.commands import Command
 from edgesplit.hosts.fanout import connect, each, survey
 from edgesplit.hosts.host import Host, LocalHost
@@ -586,6 +586,43 @@ def test_survey_never_raises_for_a_host() -> None:
     answers, failures = survey({"c": "slow", "a": "fine", "b": "pi"}, refuse)
     assert answers == {"a": "yes"}
     assert [(name, error.host) for name, error in failures.items()] == [("c", "slow"), ("b", "pi")]
+
+
+def test_ctrl_c_ends_what_is_under_way(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within seconds, with nobody left at work; whoever puts things back can use the host at once."""
+    monkeypatch.setattr(fanout, "NEARLY", 0.1)
+    begun, over = tmp_path / "begun", []
+
+    def act(host: Host) -> None:
+        try:
+            host.run(sh(f"touch {begun}; sleep 50"))
+        finally:
+            over.append(host.name)
+
+    def press() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    start = time.monotonic()
+    threading.Thread(target=press).start()
+    with pytest.raises(KeyboardInterrupt):
+        survey({"pi": host}, act)
+    assert over == ["pi"]
+    assert time.monotonic() - start < 10
+    assert host.run(sh("echo well"), timeout=10) == "well\n"
+
+
+def test_a_closed_host_stays_closed(host: Host) -> None:
+    """Also for a thread that still had it."""
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(host.run, sh("echo; sleep 50"))
+        time.sleep(0.5)
+        host.close()
+        with pytest.raises(HostError):
+            under_way.result(10)
+    with pytest.raises(Unreachable, match="nothing is asked of it any more"):
+        host.run(sh("true"))
 
 
 @pytest.mark.ssh
