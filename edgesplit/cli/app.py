@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +59,8 @@ def _told() -> Iterator[None]:
         where = getattr(getattr(error, "ctx", None), "command_path", "edgesplit")
         _end(text, f"{where} --help", error.exit_code)
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            typer.echo(err=True)  # behind the ^C
         _end("interrupted", "", 130)
     except (typer.Exit, typer.Abort, BrokenPipeError):  # typer ends the process quietly
         raise
@@ -88,6 +91,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="""Split a Hugging Face model over the machines you have, keep it exact, and keep it answering.
 
     [bold]edgesplit init[/bold]          write a first inventory and plan

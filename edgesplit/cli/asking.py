@@ -41,10 +41,10 @@ class Api:
                     if data and data != "[DONE]":
                         yield _choice(json.loads(data), space)
         except HostError as error:
-            hint = "\n".join(filter(None, [error.hint, f"if it is not deployed: edgesplit deploy {space.plan_file}"]))
+            hint = "\n".join(filter(None, [error.hint, f"if it is not deployed: {space.command('deploy')}"]))
             raise ServingError(f"no API: {error.message}", hint) from error
         except (OSError, http.client.HTTPException) as error:
-            hint = f"edgesplit status {space.plan_file} says why"
+            hint = f"{space.command('status')} says why"
             raise ServingError(f"the API of {entry} broke off: {error or type(error).__name__}", hint) from error
         except (ValueError, LookupError, TypeError) as error:
             raise _stranger(space) from error
@@ -54,7 +54,7 @@ class Api:
         spec = self.space.inventory.hosts[self.host.name]
         _, state = present(self.host, f"{spec.work}/{self.space.plan.name}", spec)
         if state is None:
-            raise ServingError(f"the runner of {self.host.name} has gone", f"edgesplit status {self.space.plan_file}")
+            raise ServingError(f"the runner of {self.host.name} has gone", self.space.command("status"))
         return int(state["threads"])
 
     @contextmanager
@@ -86,7 +86,7 @@ class Api:
 
 def _choice(event: dict[str, Any], space: Workspace) -> dict[str, Any]:
     if "error" in event:
-        raise ServingError(f"the answer broke off: {event['error']['message']}", f"edgesplit status {space.plan_file}")
+        raise ServingError(f"the answer broke off: {event['error']['message']}", space.command("status"))
     return dict(event["choices"][0])
 
 
@@ -95,7 +95,7 @@ def _refused(space: Workspace, status: int, answer: bytes) -> ServingError:
         message = json.loads(answer)["error"]["message"]
     except (ValueError, LookupError, TypeError):
         return _stranger(space)
-    hint = f"edgesplit status {space.plan_file} says more"
+    hint = f"{space.command('status')} says more"
     if status == 400:
         hint = "change the request; or the plan's workload, then profile, plan and deploy again"
     if status == 429:

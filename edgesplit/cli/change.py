@@ -88,7 +88,7 @@ def _announce(steps: tuple[Step, ...], forecast: Mapping[str, float], *, every: 
         if step.phase not in (Phase.LOCK, Phase.UNLOCK):
             known = step.phase is Phase.SHIP and step.host in forecast
             takes = f", about {format_time(forecast[step.host])}" if known else ""
-            talk.print(f"  {step}{takes}")
+            talk.print(f"  {step}{takes}", soft_wrap=True)
     total = sum(step.size for step in steps)
     takes = f", in about {format_time(max(forecast.values()))} by the links as profiled" if forecast else ""
     talk.print(f"{format_size(total)} to send{takes}." if total else "Nothing to send.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,8 +50,13 @@ def run(
 
 
 def _line() -> str:
+    """With the keys of a shell, where there is a terminal."""
+    import sys
+
+    with suppress(ImportError):
+        import readline  # noqa: F401 - input() uses it where it is loaded
     try:
-        return input("> ").strip()
+        return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return ""
 
@@ -63,13 +69,16 @@ def _answer(api: Api, body: dict[str, Any]) -> str:
     from edgesplit.units import format_time
 
     start, times, text, tokens = time.monotonic(), [], "", 0
-    for choice in api.stream("/v1/chat/completions", {**body, "stream": True, "return_token_ids": True}):
-        times.append(time.monotonic())
-        piece = choice["delta"].get("content") or ""
-        tokens = len(choice.get("token_ids", ())) or tokens
-        text += piece
-        typer.echo(piece, nl=False)
-    typer.echo()
+    try:
+        for choice in api.stream("/v1/chat/completions", {**body, "stream": True, "return_token_ids": True}):
+            times.append(time.monotonic())
+            piece = choice["delta"].get("content") or ""
+            tokens = len(choice.get("token_ids", ())) or tokens
+            text += piece
+            typer.echo(piece, nl=False)
+    finally:
+        if text:
+            typer.echo()
     if tokens > 1 and times[-1] > times[0]:
         speed = (tokens - 1) / (times[-1] - times[0])
         talk.print(

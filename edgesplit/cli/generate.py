@@ -40,16 +40,18 @@ def run(
     text, end = "", None
     with connect(space.inventory, [space.plan.entry], accept_new=accept_new) as hosts:
         api = Api(hosts[space.plan.entry], space)
-        for choice in api.stream(path, body):
-            piece = choice["delta"]["content"] if chat else choice["text"]
-            text += piece
-            end = choice["finish_reason"] or end
-            tokens, asked = choice.get("token_ids", tokens), choice.get("prompt_token_ids", asked)
-            if not as_json:
-                typer.echo(piece, nl=False)
+        try:
+            for choice in api.stream(path, body):
+                piece = choice["delta"]["content"] if chat else choice["text"]
+                text += piece
+                end = choice["finish_reason"] or end
+                tokens, asked = choice.get("token_ids", tokens), choice.get("prompt_token_ids", asked)
+                if not as_json:
+                    typer.echo(piece, nl=False)
+        finally:
+            if text and not as_json:
+                typer.echo()
         threads = api.threads() if check and space.plan.quantization else 1
-    if not as_json:
-        typer.echo()
     same = None
     if check:
         from edgesplit.model.unsplit import Computing, greedy
@@ -60,7 +62,7 @@ def run(
     if as_json:
         print_json({"text": text, "finish_reason": end, "token_ids": tokens, "equal_to_unsplit": same})
     if end is None:
-        raise ServingError("the answer broke off", f"edgesplit status {space.plan_file} says why")
+        raise ServingError("the answer broke off", f"{space.command('status')} says why")
     if same is False:
         raise ServingError("the split model's tokens differ from the unsplit model's", "please report this")
     if same:

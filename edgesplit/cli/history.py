@@ -38,7 +38,7 @@ def run(
         show(f"History of {space.plan.name}", ["when", ">epoch", "what", ">gain", ">net", "why, and what came of it"],
              [_row(event) for event in found])  # fmt: skip
     else:
-        out.print(f"nothing was decided yet; edgesplit watch {plan}")
+        out.print(f"nothing was decided yet; {space.command('watch')}", soft_wrap=True)
 
 
 def _row(event: Event) -> list[str]:

@@ -27,6 +27,8 @@ def run(
     model: Annotated[str, typer.Option("--model", help="Id on the Hugging Face hub, or a folder.")] = MODEL,
 ) -> None:
     """Write inventory.yaml and plan.yaml, with comments; this machine is the entry. Nothing is ever overwritten."""
+    import shlex
+
     from edgesplit import draft
     from edgesplit.cli.render import talk
     from edgesplit.errors import InputError
@@ -54,7 +56,7 @@ def run(
     )
     if not hosts:
         talk.print("no other host was found: add yours to the inventory by hand")
-    talk.print(f"next: edgesplit check {files[1]}", soft_wrap=True)
+    talk.print(f"next: {shlex.join(['edgesplit', 'check', str(files[1])])}", soft_wrap=True)
 
 
 def _write(file: Path, text: str) -> None:

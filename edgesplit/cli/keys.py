@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     help="Keys to the API. From the first one on, whoever asks needs one; edgesplit itself comes by SSH instead.",
+    epilog="Example: edgesplit keys add plans/demo.yaml phone",
 )
 Who = Annotated[str, typer.Argument(metavar="NAME", help="Whose key, or what for.", show_default=False)]
 

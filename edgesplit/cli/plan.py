@@ -109,7 +109,7 @@ def run(
     if html is not None:
         out.print(f"page: {html}", soft_wrap=True)
     out.print(f"saved to {path}", soft_wrap=True)
-    out.print(f"next: edgesplit deploy {plan}", soft_wrap=True)
+    out.print(f"next: {space.command('deploy')}", soft_wrap=True)
 
 
 def _within(seconds: float) -> Callable[[], bool]:

@@ -57,7 +57,7 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
     if space.plan.entry in errors:
         raise errors[space.plan.entry]
     if not report["serving"]:
-        hint = f"edgesplit deploy {plan}" if split is None else f"edgesplit watch {plan} mends it; or deploy again"
+        hint = space.command("deploy") if split is None else f"{space.command('watch')} mends it; or deploy again"
         raise ServingError(f"{name} does not serve" + (f": {broken}" if broken else ""), hint)
 
 

@@ -88,15 +88,15 @@ def _open(
     from edgesplit.orchestrator.verdict import Mind
     from edgesplit.orchestrator.watch import Surroundings, Watch
 
-    plan, entry, cargo = space.plan_file, hosts[space.plan.entry], space.cargo()
+    entry, cargo = hosts[space.plan.entry], space.cargo()
     kept = manifest(entry, cargo.folder(entry.name))
     if kept is None:
-        raise ServingError(f"{space.plan.name} is not deployed", f"edgesplit deploy {plan}")
+        raise ServingError(f"{space.plan.name} is not deployed", space.command("deploy"))
     shed = cargo.shed(kept)
     if not cargo.shedding(shed).matches(kept):
         raise MovedError(
             "the plan, the inventory or the checkpoint is not the one that is deployed",
-            f"run: edgesplit plan {plan} and edgesplit deploy {plan}",
+            f"{space.command('plan')} && {space.command('deploy')}",
         )
     fleet = _fleet(space, entry, cargo.folder(entry.name))
     around = Surroundings(space.rereader(), partial(door, accept_new=how.accept_new), space.keep)

@@ -5,6 +5,7 @@ Everything in the cache can be made again; the truth is on the hosts.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgesplit.broadcast.cargo import Cargo
+from edgesplit.cli.render import counted
 from edgesplit.errors import EdgesplitError, InputError, MovedError
 from edgesplit.fleet import Fleet, Learned, Lessons
 from edgesplit.inventory import Inventory, load_inventory
@@ -39,9 +41,9 @@ class Workspace:
         """Raises InputError for either file, and for a plan whose entry is not in the inventory."""
         plan = load_plan(plan_file)
         if inventory_file is None:
-            if plan.inventory is None:
+            inventory_file = _named(plan, plan_file)
+            if inventory_file is None:
                 raise InputError(f"{plan_file}: the plan names no inventory", "add `inventory:` or give -i FILE")
-            inventory_file = plan_file.parent / Path(plan.inventory).expanduser()
         inventory = load_inventory(inventory_file)
         if plan.entry not in inventory.hosts:
             names = ", ".join(inventory.hosts)
@@ -50,6 +52,12 @@ class Workspace:
             hint = f"set `trusted: true` for {plan.entry}, or name a trusted host as entry"
             raise InputError(f"{plan_file}: entry: {plan.entry} is not trusted, but sees the text", hint)
         return cls(plan_file, plan, inventory_file, inventory)
+
+    def command(self, verb: str, *more: str) -> str:
+        """A verb on these very files, as a person types it."""
+        elsewhere = self.inventory_file != _named(self.plan, self.plan_file)
+        given = ["-i", str(self.inventory_file)] if elsewhere else []
+        return shlex.join(["edgesplit", verb, str(self.plan_file), *given, *more])
 
     @property
     def cache(self) -> Path:
@@ -87,7 +95,9 @@ class Workspace:
         return Cargo(self.plan, self.inventory, self.checkpoint, self.cut())
 
     def cut(self) -> Cut:
-        return cut(self.checkpoint, self.cache / "hashes.json")
+        total = sum(tensor.size for tensor in self.checkpoint.tensors.values())
+        with counted("naming the shards", total) as read:
+            return cut(self.checkpoint, self.cache / "hashes.json", read)
 
     # --- what verbs leave for each other ---
 
@@ -105,7 +115,7 @@ class Workspace:
         return path
 
     def _load(self, name: str, kind: type[T], verb: str) -> T:
-        path, hint = self.cache / name, f"edgesplit {verb} {self.plan_file}"
+        path, hint = self.cache / name, self.command(verb)
         try:
             return kind.model_validate_json(path.read_bytes())
         except FileNotFoundError:
@@ -127,7 +137,7 @@ class Workspace:
         if fleet.plan != measured_for(self.checkpoint, self.plan, self.inventory):
             raise MovedError(
                 "the profile was measured for another model, precision, workload, number of cores or Python",
-                f"edgesplit profile {self.plan_file}",
+                self.command("profile"),
             )
         return fleet.model_copy(update={"learned": self._learned(fleet)})
 
@@ -196,5 +206,10 @@ class Workspace:
         changed = [name for name in Digests.model_fields if getattr(split.digests, name, None) != getattr(now, name)]
         if changed:
             raise MovedError(f"the {' and the '.join(changed)} changed since the split was computed",
-                             f"edgesplit plan {self.plan_file}")  # fmt: skip
+                             self.command("plan"))  # fmt: skip
         return split
+
+
+def _named(plan: ModelPlan, plan_file: Path) -> Path | None:
+    """The inventory that the plan names."""
+    return None if plan.inventory is None else plan_file.parent / Path(plan.inventory).expanduser()

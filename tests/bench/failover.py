@@ -25,6 +25,7 @@ from predict import say
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from deployments import Quiet
 from models import tokenizer
 
 from edgesplit.broadcast.cargo import Cargo
@@ -33,7 +34,6 @@ from edgesplit.broadcast.push import push
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down
 from edgesplit.broadcast.transition import Step
-from edgesplit.cli.render import Quiet
 from edgesplit.fleet import Fleet
 from edgesplit.hosts.fanout import connect
 from edgesplit.hosts.host import Host

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments import Quiet
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,6 @@ from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import present
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down
-from edgesplit.cli.render import Quiet
 from edgesplit.fleet import Fleet
 from edgesplit.hosts.fanout import connect
 from edgesplit.hosts.host import Host

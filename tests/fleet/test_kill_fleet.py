@@ -10,14 +10,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from deployments import Deployment, deployment, unsplit
+from deployments import Deployment, Quiet, deployment, unsplit
 
 from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import status
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import break_locks
 from edgesplit.broadcast.transition import Phase, Step
-from edgesplit.cli.render import Quiet
 from edgesplit.errors import MovedError
 from edgesplit.split import split_from_placement
 

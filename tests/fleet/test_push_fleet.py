@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployments import Deployment, deployment
+from deployments import Deployment, Quiet, deployment
 from models import make_checkpoint
 
 from edgesplit.broadcast.cargo import Cargo, shard_path
@@ -18,7 +18,6 @@ from edgesplit.broadcast.recall import recall
 from edgesplit.broadcast.remote import ask
 from edgesplit.broadcast.scene import look, settled
 from edgesplit.broadcast.transition import Phase, Step, transition
-from edgesplit.cli.render import Quiet
 from edgesplit.errors import DeployError, HostError, MovedError, Unreachable
 from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.hosts import commands

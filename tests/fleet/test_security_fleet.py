@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from conftest import LOCALHOST
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from deployments import Deployment, deployment
+from deployments import Deployment, Quiet, deployment
 from links import eventually
 
 from edgesplit.broadcast import authority
@@ -37,7 +37,6 @@ from edgesplit.broadcast.recall import repeat
 from edgesplit.broadcast.remote import ask, status
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.signing import Signer
-from edgesplit.cli.render import Quiet
 from edgesplit.errors import DeployError, HostError
 from edgesplit.hosts.host import Host
 from edgesplit.runner.identity import Identity, identity_of

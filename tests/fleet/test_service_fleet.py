@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployments import Deployment, deployment, inventory
+from deployments import Deployment, Quiet, deployment, inventory
 
 from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import present
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.transition import Step
-from edgesplit.cli.render import Quiet
 from edgesplit.hosts import systemd
 from edgesplit.hosts.commands import Command
 from edgesplit.hosts.host import LocalHost

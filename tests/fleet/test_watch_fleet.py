@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 from conftest import SshdFarm
-from deployments import Deployment, deployment
+from deployments import Deployment, Quiet, deployment
 from profiles import NAMES
 
-from edgesplit.cli.render import Quiet
 from edgesplit.fleet import Fleet
 from edgesplit.inventory import Inventory
 from edgesplit.orchestrator.event import Event
