@@ -145,13 +145,17 @@ class _Forwards:
     def _hidden(self, tokens: int, rows: int = 1) -> Any:
         return self._arrive(tokens, rows)
 
-    def _run(self, sequences: Any, hidden: Any) -> Any:
+    def _run_piece(self, sequences: Any, hidden: Any) -> Any:
+        """Of a prompt that is as long as the workload's."""
+        return self._run(sequences, hidden, wanted=not self._arguments["far"])
+
+    def _run(self, sequences: Any, hidden: Any, *, wanted: bool = True) -> Any:
         """A forward as a ring does it: from what came over the wire to what goes over it."""
         from .ring import arrived, sendable
         from .wire import Kind, Message
 
         came = Message(Kind.WORK, 0, tensors=sendable(hidden)[0])
-        result = self._stage.forward(sequences, arrived(came, 0))
+        result = self._stage.forward(sequences, arrived(came, 0), wanted=wanted)
         if hasattr(result, "tensors"):
             sendable(result)
         return result
@@ -180,14 +184,14 @@ class _Forwards:
 
     def _piece(self) -> Run:
         hidden = self._hidden(self._arguments["chunk"])
-        return lambda: self._run(self._stage.sequence(), hidden)
+        return lambda: self._run_piece(self._stage.sequence(), hidden)
 
     def _short_piece(self) -> Run | None:
         short = short_piece(self._arguments["chunk"])
         if short == self._arguments["chunk"]:
             return None
         hidden = self._hidden(short)
-        return lambda: self._run(self._stage.sequence(), hidden)
+        return lambda: self._run_piece(self._stage.sequence(), hidden)
 
     def _far_piece(self) -> Run | None:
         """A piece of a prompt behind others; taken back afterwards, which costs next to nothing."""
@@ -198,7 +202,7 @@ class _Forwards:
         self._stage.caches.mark(sequence)
 
         def run() -> None:
-            self._run(sequence, hidden)
+            self._run_piece(sequence, hidden)
             self._stage.caches.crop(sequence, chunk)
 
         return run
