@@ -23,7 +23,7 @@ def run(
     """Push shards and runners over SSH and bring the planned split up; all hosts change together, or none."""
     from edgesplit.broadcast.scene import look, settled
     from edgesplit.cli.change import Change, Manner
-    from edgesplit.cli.render import talk
+    from edgesplit.cli.render import talk, tell
     from edgesplit.cli.workspace import Workspace
     from edgesplit.errors import InputError
     from edgesplit.hosts.fanout import connect
@@ -33,6 +33,7 @@ def run(
     space, manner = Workspace.open(plan, inventory), Manner(yes, dry_run, as_json, detailed_exitcode)
     target = space.split()
     cargo = space.cargo()
+    tell(cargo.checkpoint.notes)
     with connect(space.inventory, accept_new=accept_new) as hosts:
         fleet = space.fleet()
         scene = look(cargo, hosts, fleet)

@@ -79,12 +79,13 @@ def run(
     """Compute the optimal split of the model over the hosts, show it, and save it."""
     from edgesplit.cli.plan_text import show_report
     from edgesplit.cli.precisions import show_precisions, shown_if_infeasible, weigh_up
-    from edgesplit.cli.render import out, print_json
+    from edgesplit.cli.render import out, print_json, tell
     from edgesplit.cli.report import Asked, Posed, gather
     from edgesplit.cli.workspace import Workspace
 
     space = Workspace.open(plan, inventory)
     fleet = space.fleet()
+    tell(space.checkpoint.notes)
     problem = space.problem(fleet)
     asked = Asked(
         blocks=_blocks(space, explain) if explain is not None else range(0),

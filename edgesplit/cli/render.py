@@ -29,6 +29,12 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2))
 
 
+def tell(notes: Iterable[str]) -> None:
+    """What somebody should know, on standard error."""
+    for note in notes:
+        talk.print(f"note: {note}", soft_wrap=True)
+
+
 def ask(question: str) -> None:
     """Go on only after a yes. On standard error, so that standard output stays data.
 

@@ -32,7 +32,7 @@ PIECE = 8192  # rows of the embedding compared at once
 
 class Exposure(Value):
     """What is recovered of the tokens behind block `block`, as a share of them: by the nearest embedding (None where
-    activations are of another width), and by a linear map learned before."""
+    nothing that crosses there is of its width), and by a linear map learned before, of all that crosses."""
 
     block: int
     nearest: float | None
@@ -88,13 +88,14 @@ def audit(
     truth = torch.cat(tokens)
     torch.set_num_threads(_threads())
     found = []
-    for block, activations, table in _activations(folder, dtype, tokens, glued, trusted=trusted):
-        probed = _probed(activations[:cut], table[truth[:cut]].float(), activations[cut:])
-        fits = activations.shape[1] == table.shape[1]
+    for block, crossing, table in _activations(folder, dtype, tokens, glued, trusted=trusted):
+        together = torch.cat(crossing, dim=1)
+        probed = _probed(together[:cut], table[truth[:cut]].float(), together[cut:])
+        alike = [each[cut:] for each in crossing if each.shape[1] == table.shape[1]]
         found.append(
             Exposure(
                 block=block,
-                nearest=_share(activations[cut:], table, truth[cut:]) if fits else None,
+                nearest=max((_share(each, table, truth[cut:]) for each in alike), default=None),
                 probe=_share(probed, table, truth[cut:]),
             )
         )
@@ -134,8 +135,8 @@ def _tokens(folder: Path, texts: Iterable[str], *, trusted: bool) -> list[torch.
 
 def _activations(
     folder: Path, dtype: str, tokens: Sequence[torch.Tensor], glued: Sequence[tuple[int, int]], *, trusted: bool
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Each block with a boundary behind it, activations there, a row per token, and the embedding table."""
+) -> Iterator[tuple[int, list[torch.Tensor], torch.Tensor]]:
+    """Each block with a boundary behind it, what crosses there, and the embedding table."""
     arrived: list[Any] = [ids[None] for ids in tokens]
     block = layers = 0
     while block <= layers:
@@ -146,13 +147,14 @@ def _activations(
         if not first:
             table, layers = stage.model.get_input_embeddings().weight.detach(), stage.range.layers
         arrived = [stage.forward(stage.sequence(), each) for each in arrived]
-        yield block, _rows(arrived), table
+        yield block, _crossing(arrived), table
         block += 1
 
 
-def _rows(hidden: Iterable[Hidden]) -> torch.Tensor:
-    tensors = (next(tensor for tensor in each.tensors if tensor is not None) for each in hidden)
-    return torch.cat([tensor.flatten(0, 1).flatten(1).float() for tensor in tensors])
+def _crossing(texts: Iterable[Hidden]) -> list[torch.Tensor]:
+    """The activations, and what some families send along with them (the embeddings, even); each a row per token."""
+    values = ([value for value in (*each.tensors, *each.carried) if value is not None] for each in texts)
+    return [torch.cat([value.flatten(0, 1).flatten(1).float() for value in kind]) for kind in zip(*values, strict=True)]
 
 
 def _probed(known: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import rings  # noqa: F401 - one thread
+import torch
 from models import make_checkpoint
 
 from edgesplit.errors import InputError
-from edgesplit.model.audit import Audit, audit, read_texts
+from edgesplit.model.audit import Audit, _crossing, audit, read_texts
+from edgesplit.runner.hidden import Hidden
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "plans" / "demo" / "model"
@@ -59,6 +61,11 @@ def test_blocks_that_share_caches_are_run_together(tmp_path: Path) -> None:
     alone, together = (audit(tmp_path, "float32", texts, glued=glued) for glued in ((), ((0, 1), (1, 3))))
     assert [exposure.block for exposure in together.exposures] == [3, 4]
     assert together.exposures == alone.exposures[3:]
+
+
+def test_what_is_sent_along_is_seen_too() -> None:
+    texts = [Hidden((torch.zeros(1, tokens, 4), None), True, (torch.ones(1, tokens, 2, 3),)) for tokens in (2, 5)]
+    assert [each.shape for each in _crossing(texts)] == [(7, 4), (7, 6)]
 
 
 def test_texts_are_told_apart_by_lines_or_by_empty_ones(tmp_path: Path) -> None:

@@ -192,6 +192,11 @@ def test_plan_shows_the_split_within_80_columns(unlike: Desk) -> None:
     assert [stage["host"] for stage in saved["stages"]] == ["desk", "attic", "a-host-with-a-long-name", "desk"]
 
 
+def test_what_somebody_should_know_of_the_checkpoint_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgesplit.model.sidefiles.notes", lambda _: ("it barks",))
+    assert "note: it barks" in desk.run("plan", "--json", "--what-ifs", "0").err
+
+
 def test_plan_explains_a_block(unlike: Desk) -> None:
     shown = unlike.run("plan", "--explain", "layers.3").out
     assert "- desk: as fast (Phi +4.7%)\n- attic: as fast (Phi +9.3%)\n" in shown
