@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from edgesplit.document import load
-from edgesplit.values import Name, Port, Time, Value
+from edgesplit.values import Name, Place, Port, Time, Value
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -32,7 +32,7 @@ class ModelSource(Value):
 class Api(Value):
     """Where the entry host serves the OpenAI-compatible API: on loopback unless told otherwise."""
 
-    address: str = "127.0.0.1"
+    address: Place = "127.0.0.1"
     port: Port = 8080
     deadline: Time | None = None  # of one request; None: as long as it likes
 

@@ -62,6 +62,7 @@ def _measure(space: Workspace, *, accept_new: bool) -> Fleet:
     from edgesplit.profiling.collect import profile
 
     checkpoint = space.checkpoint
+    space.check_pins()
     with (
         connect(space.inventory, accept_new=accept_new) as hosts,
         talk.status(f"measuring {len(space.inventory.hosts)} hosts ...") as status,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from edgesplit.cli.options import AcceptNew, Inventory, Json, Plan
@@ -80,9 +81,10 @@ def _judged(space: Workspace, split: Split | None, states: dict[str, dict[str, A
         if not problem.generates:
             return None
         reality = compare(split, problem, seen(split, states))
-        space.learn(fleet, learn(fleet.learned, reality))
     except EdgesplitError:
         return None
+    with suppress(EdgesplitError):  # where the plan lies somebody else may write
+        space.learn(fleet, learn(fleet.learned, reality))
     return reality
 
 

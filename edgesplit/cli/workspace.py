@@ -5,8 +5,10 @@ Everything in the cache can be made again; the truth is on the hosts.
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +23,7 @@ from edgesplit.model.checkpoint import Checkpoint, open_checkpoint, resolve
 from edgesplit.model.shards import Cut, cut
 from edgesplit.plan import ModelPlan, load_plan
 from edgesplit.profiling.collect import measured_for
-from edgesplit.revision.problem import Problem, pose
+from edgesplit.revision.problem import Problem, permitted, pose
 from edgesplit.split import Digests, Split
 from edgesplit.values import Value, digest
 
@@ -104,7 +106,7 @@ class Workspace:
     def save(self, name: str, value: Value) -> Path:
         """Raises EdgesplitError when the cache cannot be written."""
         path = self.cache / name
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{os.getpid()}.part")  # several verbs may run at once
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(value.to_json())
@@ -193,8 +195,18 @@ class Workspace:
 
     def problem(self, fleet: Fleet) -> Problem:
         """Raises InputError for pins that make no sense, InfeasibleError when the entry cannot be used."""
-        try:
+        with self._named_by_the_plan():
             return pose(self.checkpoint.chain, fleet, self.plan, self.inventory)
+
+    def check_pins(self) -> None:
+        """Raises InputError for pins that make no sense, which needs no profile."""
+        with self._named_by_the_plan():
+            permitted(self.checkpoint.chain, self.plan, self.inventory)
+
+    @contextmanager
+    def _named_by_the_plan(self) -> Iterator[None]:
+        try:
+            yield
         except InputError as error:
             hint = error.hint or "plans/example.yaml shows how pins are written"
             raise InputError(f"{self.plan_file}: {error.message}", hint) from error

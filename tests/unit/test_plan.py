@@ -73,12 +73,13 @@ def test_a_plan_survives_its_own_json(file: Path) -> None:
 
 def test_several_mistakes_are_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("f").write_text("name: a plan\nmodel: m\napi: {prot: 1}\nservice: {time_per_token: -1}\n")
+    Path("f").write_text("name: a plan\nmodel: m\napi: {prot: 1, address: 'a:1'}\nservice: {time_per_token: -1}\n")
     with pytest.raises(InputError) as caught:
         load_plan(Path("f"))
     assert caught.value.message.splitlines() == [
         "f:1:1: entry: required, but missing",
         f"f:1:7: name: {WORDS['string_pattern_mismatch']}, found 'a plan'",
         "f:3:7: api.prot: unknown key; did you mean 'port'?",
+        "f:3:25: api.address: expected the name or the IP address of a machine, without a port; found 'a:1'",
         'f:4:27: service.time_per_token: expected a time such as "300ms", with a unit of us, ms, s, min, h; found -1',
     ]
