@@ -105,7 +105,7 @@ class LinkProfile(Value):
     """Between two hosts, one direction, over the data plane. Seconds; `bandwidth` in bytes per second.
 
     `overhead`: what a message of one token takes beside half a round trip and its bytes (threads, frames, TLS, both
-    ends). `start`: what the first piece of a prompt takes beside that, as a connection that was idle starts slowly.
+    ends). `start`: what the first piece of a prompt takes beside that, as TCP starts slowly behind small messages.
     """
 
     rtt: Nonnegative

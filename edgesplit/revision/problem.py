@@ -98,7 +98,7 @@ class Problem:
         return self.links[source, target].rtt / 2 + self.occupied(source, target, block, tokens)
 
     def first_hop(self, source: str, target: str, block: int, tokens: float) -> float:
-        """The same for the first chunk of a prompt, on a connection that was idle."""
+        """The same for the first chunk of a prompt, for which TCP starts slowly."""
         return self.links[source, target].start + self.hop(source, target, block, tokens)
 
     @property

@@ -5,6 +5,7 @@ Must not know: the controller, checkpoints' weights (made-up weights take the sa
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import pkgutil
@@ -236,7 +237,10 @@ def _boundary(config: Any, arguments: dict[str, Any]) -> tuple[int, Arrive]:
     from .hidden import Hidden
     from .stage import Stage
 
-    stage = Stage.random(config, 0, 0, arguments["dtype"], "meta")
+    stage = Stage.random(copy.deepcopy(config), 0, 0, arguments["dtype"], "meta")
+    for module in stage.model.modules():  # some look for padding in ids, which have no values on the meta device
+        if getattr(getattr(module, "config", None), "pad_token_id", None) is not None:
+            module.config.pad_token_id = None
 
     def made(shape: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
