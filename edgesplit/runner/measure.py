@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .probe import cores, memory, probe, quota, write_speed
+from .turns import Turns
 from .typical import typical
 
 PACKAGES = ("torch", "transformers", "safetensors", "cryptography", "starlette", "uvicorn", "prometheus_client")
@@ -60,14 +61,29 @@ def _version(name: str) -> str:
 
 
 def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
-    import torch
+    turns = Turns()
+    with turns.prepare():
+        import torch
 
-    from .devices import best_device, device_name, memory_of
-    from .limits import arithmetic
+        from .devices import best_device, device_name, memory_of
+        from .limits import arithmetic
 
-    threads = arguments["threads"] or thread_count()
-    torch.set_num_threads(threads)
-    device = best_device()
+        threads, device = arguments["threads"] or thread_count(), best_device()
+        torch.set_num_threads(threads)
+        runs, many, runtime = _prepared(arguments, device)
+    clock = _Clock(device, threads, turns)
+    answer = {
+        "times": _times(_interleaved(runs, clock), many, arguments),
+        "device": device_name(device),
+        "runtime_bytes": runtime,
+        "threads": threads,
+        "limits": arithmetic(arguments["dtype"], device, clock.seconds),
+    }
+    return {**answer, **memory_of(device)}
+
+
+def _prepared(arguments: dict[str, Any], device: str) -> tuple[dict[str, Run], int, int]:
+    """What is to be timed, each done once; how many layers the larger stage has; the memory that a runner takes."""
     config = _config(arguments["config"], arguments["code"])
     layers, arrive = _boundary(config, arguments)
     many = _fitting(layers, arguments["layer_bytes"], memory()["memory_available"])
@@ -81,15 +97,9 @@ def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
         runs |= {f"many {name}": run for name, run in few.runs().items()}
     if arguments["head"]:
         runs |= _head(config, layers, arguments, device, runs["few step"]())
-    taken = _interleaved(runs, device, threads)
-    answer = {
-        "times": _times(taken, many, arguments),
-        "device": device_name(device),
-        "runtime_bytes": runtime,
-        "threads": threads,
-        "limits": arithmetic(arguments["dtype"], device, _Clock(device, threads).seconds),
-    }
-    return {**answer, **memory_of(device)}
+    for run in runs.values():
+        run()
+    return runs, many, runtime
 
 
 def thread_count() -> int:
@@ -257,41 +267,38 @@ def _boundary(config: Any, arguments: dict[str, Any]) -> tuple[int, Arrive]:
     return stage.range.layers, arrive
 
 
-def _interleaved(runs: dict[str, Run], device: str, threads: int) -> dict[str, list[float]]:
-    """Seconds of each, round by round; they take turns, so that a disturbance hits all alike. The first round warms up.
-
-    A pause follows each run, as in a ring, so that caches are as cold as there; where there is a quota, one in which
-    what was used up comes back.
-    """
-    clock = _Clock(device, threads)
+def _interleaved(runs: dict[str, Run], clock: _Clock) -> dict[str, list[float]]:
+    """Seconds of each, round by round; they take turns, so that a disturbance hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + BUDGET
-    for number in range(ROUNDS + 1):
+    for _ in range(ROUNDS):
         for name, act in runs.items():
-            took = clock.seconds(act)
-            if number:
-                times[name].append(took)
-        if number and time.perf_counter() > end:
+            times[name].append(clock.seconds(act))
+        if clock.passed > BUDGET:
             break
     return times
 
 
 class _Clock:
-    """Times what is done here as it would take without the quota."""
+    """Times what is done here as it would take without the quota. `passed`: seconds, without waiting for turns."""
 
-    def __init__(self, device: str, threads: int) -> None:
+    def __init__(self, device: str, threads: int, turns: Turns) -> None:
         available, self._period = quota()
         self._device, self._share = device, min(1.0, available / threads) if self._period else 1.0
+        self._turns, self.passed = turns, 0.0
 
     def seconds(self, act: Run) -> float:
-        """Of one run of it; a pause follows."""
+        """Of one run of it. A pause follows, as in a ring, so that caches are as cold as there; where there is a quota,
+        one in which what was used up comes back."""
         from .devices import finish
 
-        used, start = time.process_time(), time.perf_counter()
-        act()
-        finish(self._device)
-        took = time.perf_counter() - start
-        time.sleep(max(min(took, PAUSE), (time.process_time() - used) / self._share - took))
+        with self._turns.turn():
+            used, start = time.process_time(), time.perf_counter()
+            act()
+            finish(self._device)
+            took, used = time.perf_counter() - start, time.process_time() - used
+        pause = max(min(took, PAUSE), used / self._share - took)
+        time.sleep(pause)
+        self.passed += took + pause
         return _full_speed(took, self._share, self._period)
 
 

@@ -44,8 +44,7 @@ from edgesplit.lab.scenario import Scenario
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint
 from edgesplit.model.shards import cut
 from edgesplit.plan import Api, ModelPlan, ModelSource, Workload
-from edgesplit.profiling.collect import measure_links, profile
-from edgesplit.profiling.probes import message_sizes
+from edgesplit.profiling.collect import profile
 from edgesplit.revision.cost import Costs, evaluate
 from edgesplit.revision.problem import pose
 from edgesplit.revision.reality import compare, seen
@@ -173,15 +172,8 @@ class Bench:
         return Cargo(wish, self.inventory, self.checkpoint, cut(self.checkpoint, self.folder / "hashes.json"))
 
     def fleet(self) -> Fleet:
-        """The hosts measured one after the other: all at once they would compete for this machine's CPUs."""
         wish = plan(self.model, PROFILED, self.address)
-        found = [
-            profile({name: host}, wish, self.inventory, self.checkpoint, time.time(), lambda _: None)
-            for name, host in self.hosts.items()
-        ]
-        links, _ = measure_links(self.hosts, self.inventory, message_sizes(wish, self.checkpoint.chain), lambda _: None)
-        hosts = {name: host for one in found for name, host in one.hosts.items()}
-        return found[0].model_copy(update={"hosts": hosts, "links": links})
+        return profile(self.hosts, wish, self.inventory, self.checkpoint, time.time(), lambda _: None)
 
     def predict(self, split: Split, fleet: Fleet, name: str) -> Costs:
         return evaluate(split, pose(self.checkpoint.chain, fleet, self.plan(name), self.inventory))
