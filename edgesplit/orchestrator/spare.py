@@ -138,7 +138,7 @@ class SpareTime:
 
     def try_link(self, view: View, pair: tuple[str, str]) -> dict[tuple[str, str], LinkProfile | str]:
         sizes = message_sizes(view.cargo.plan, view.cargo.checkpoint.chain)
-        return meet(self.hosts, view.cargo.inventory, pair, sizes)
+        return meet(self.hosts, view.cargo.inventory, [pair], sizes)
 
     # --- weights ahead ---
 

@@ -4,8 +4,7 @@
     control  pass one message from standard input to the runner of this folder, print its answer
     measure  measure this host with layers of the model, print JSON
     stream   read this host's spare capacity and the runner's state, a line of JSON each, until nobody reads
-    listen   answer one link measurement
-    call     measure the link to a listening host, print JSON
+    links    measure the links to other hosts that do so too, print a line of JSON each
     receive  take files from standard input
     give     send sealed files to another host
     take     receive them
@@ -42,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     control = verbs.add_parser("control")
     control.add_argument("--wait", type=float, default=0.0)
     control.add_argument("--timeout", type=float, required=True)
-    for name in ("measure", "stream", "listen", "call", "examine", "meet", "receive", "give", "take", "tidy"):
+    for name in ("measure", "stream", "links", "examine", "meet", "receive", "give", "take", "tidy"):
         verbs.add_parser(name).add_argument("arguments", type=json.loads, nargs="?", default={})
     options = parser.parse_args(arguments)
     if options.verb == "serve":
@@ -62,8 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
         from .probe import stream
 
         stream(options.arguments)
-        return 0
-    print(json.dumps(_measurement(options.verb)(options.arguments)))
+    elif options.verb == "links":
+        from .links import measure
+
+        for found in measure(options.arguments):
+            print(json.dumps(found), flush=True)
+    else:
+        print(json.dumps(_measurement(options.verb)(options.arguments)))
     return 0
 
 
@@ -76,13 +80,9 @@ def _measurement(verb: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         from .arrivals import tidy
 
         return tidy
-    if verb in ("examine", "meet"):
-        from . import doctor
+    from . import doctor
 
-        return {"examine": doctor.examine, "meet": doctor.meet}[verb]
-    from . import probe
-
-    return {"listen": probe.listen, "call": probe.call}[verb]
+    return {"examine": doctor.examine, "meet": doctor.meet}[verb]
 
 
 def _control(wait: float, timeout: float) -> int:

@@ -88,7 +88,10 @@ def ask(outgoing: socket.socket, incoming: socket.socket, sizes: tuple[int, int]
         time.sleep(PAUSE)
         start = time.perf_counter()
         end.send(size, wanted)
-        return arrived.get(timeout=PATIENCE) - start
+        try:
+            return arrived.get(timeout=PATIENCE) - start
+        except queue.Empty:
+            raise TimeoutError(f"nothing came back within {PATIENCE:g} s") from None
 
     token, chunk = sizes
     trip(chunk, chunk)

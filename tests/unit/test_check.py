@@ -21,6 +21,7 @@ from edgesplit.profiling import findings
 from edgesplit.profiling.checkup import check
 from edgesplit.profiling.findings import Finding
 from edgesplit.runner import doctor
+from edgesplit.runner import meeting as runner_meeting
 
 GIB = 2**30
 HERE = HostSpec(connection="local", python=sys.executable, memory=4 * GIB)
@@ -118,7 +119,7 @@ def test_a_host_that_calls_itself_by_another_s_name_has_missed_it() -> None:
 
 
 def test_a_port_where_something_else_answers_and_one_where_nobody_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PATIENCE", 0.2)
+    monkeypatch.setattr(runner_meeting, "PATIENCE", 0.2)
     with socket.create_server((LOCALHOST, 0)) as server:
         said = meeting("a", free_port(), {"b": server.getsockname()[1], "c": free_port()}, 0.5)
         assert said["strangers"] == ["b"]
