@@ -15,7 +15,7 @@ from conftest import LOCALHOST, free_port
 from links import eventually
 
 from edgesplit.profiling.probes import patience
-from edgesplit.runner import links, meeting
+from edgesplit.runner import hop, links, meeting
 
 SIZES = [4096, 2**20]  # of a token and of a piece of a prompt
 Found = list[dict[str, Any]]
@@ -24,6 +24,7 @@ Found = list[dict[str, Any]]
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "BURST", 0.05)
+    monkeypatch.setattr(hop, "PAUSE", 0.001)
     monkeypatch.setattr(meeting, "PATIENCE", 0.2)
 
 
