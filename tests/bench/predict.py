@@ -3,7 +3,7 @@
 A lab of four hosts with quotas and shaped links runs a model of random weights in forced splits. For each workload the
 hosts are profiled and every split is priced; then all splits serve it in turns, several rounds of them, and what a
 client sees is compared with what the cost model said before. `--workload NAME` measures one workload and keeps what is
-known of the others. Needs root.
+known of the others; `--again` measures nothing, and predicts anew from the profiles that were kept. Needs root.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ OUTPUT = ROOT / "build" / "bench" / "predict.json"
 ROUNDS = 4  # turns of every split
 REPEATS = 3  # requests of each client in a turn; the first warms up, the medians of the others count
 CHUNK = 64
+LOOPBACK = "127.0.0.1"
 LAYERS = 12
 LAB: dict[str, Any] = {
     "name": "predict",
@@ -107,9 +108,10 @@ class Row:
     split: str
     workload: str
     predicted: Times
-    turns: tuple[Times, ...]
     costs: dict[str, Any]
+    turns: tuple[Times, ...]
     parts: tuple[dict[str, Any], ...]  # what the stages and links said of themselves, round by round
+    fleet: dict[str, Any]  # as it was measured before
 
     @property
     def measured(self) -> Times:
@@ -249,12 +251,30 @@ def run(bench: Bench, cargo: Cargo, work: str) -> list[Row]:
             turns[name].append(middle(serve(bench, WORKLOADS[work])))
             parts[name].append(bench.parts(cargo, running, fleet, work))
         say.print(f"  {work}, round {number + 1} of {ROUNDS}", style="dim")
-    rows = []
-    for name, split in splits.items():
-        costs = bench.predict(split, fleet, work)
-        said = Times(costs.time_to_first_token_seconds, costs.time_per_token_seconds)
-        rows.append(Row(name, work, said, tuple(turns[name]), costs.model_dump(mode="json"), tuple(parts[name])))
-    return rows
+    kept = fleet.model_dump(mode="json")
+    return [
+        Row(name, work, *predicted(bench, split, fleet, work), tuple(turns[name]), tuple(parts[name]), kept)
+        for name, split in splits.items()
+    ]
+
+
+def predicted(bench: Bench, split: Split, fleet: Fleet, work: str) -> tuple[Times, dict[str, Any]]:
+    costs = bench.predict(split, fleet, work)
+    said = Times(costs.time_to_first_token_seconds, costs.time_per_token_seconds)
+    return said, costs.model_dump(mode="json")
+
+
+def again(folder: Path, rows: Sequence[Row]) -> Iterator[Row]:
+    """The same measurements beside what the model says now."""
+    model = make_model(folder / "model")
+    trusted = {name: host.get("inventory", {}).get("trusted", False) for name, host in LAB["hosts"].items()}
+    hosts = {name: {"data": {"address": LOOPBACK}, "trusted": one} for name, one in trusted.items()}
+    inventory = Inventory.model_validate({"hosts": hosts})
+    bench = Bench(inventory, {}, open_checkpoint(model, str(model), "float32"), model, folder)
+    for row in rows:
+        split = split_from_placement(placement(SPLITS[row.split]))
+        said, costs = predicted(bench, split, Fleet.model_validate(row.fleet), row.workload)
+        yield replace(row, predicted=said, costs=costs)
 
 
 def latency(times: Times, work: Workload) -> float:
@@ -355,11 +375,13 @@ def measured(folder: Path, works: Sequence[str]) -> Iterator[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workload", choices=list(WORKLOADS), action="append")
-    works = parser.parse_args().workload or list(WORKLOADS)
+    parser.add_argument("--again", action="store_true")
+    options = parser.parse_args()
+    works = options.workload or list(WORKLOADS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the lab comes down then too
-    rows = [row for row in known() if row.workload not in works]
+    rows = [row for row in known() if options.again or row.workload not in works]
     with tempfile.TemporaryDirectory() as place:
-        rows += measured(Path(place), works)
+        rows = [*again(Path(place), rows)] if options.again else [*rows, *measured(Path(place), works)]
     rows.sort(key=lambda row: list(WORKLOADS).index(row.workload))
     result = show(rows)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
