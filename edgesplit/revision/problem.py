@@ -133,7 +133,14 @@ class Problem:
         return replace(self, hosts={name: one for name, one in self.hosts.items() if name in hosts}, links=links)
 
     def batched(self, batch: int) -> Problem:
-        return replace(self, batch=batch)
+        """With so many sequences in a step."""
+        new = replace(self, batch=batch)
+        return new.crowded() if self.objective.goal == "weighted" else new  # the other goals are of a request alone
+
+    def crowded(self) -> Problem:
+        """The hosts as they are while all groups are under way."""
+        hosts = {name: replace(one, groups=self.groups) for name, one in self.hosts.items()}
+        return replace(self, hosts=hosts)
 
     def request_seconds(self, chunk: float, decode: float, head: float) -> float:
         """Seconds per request from seconds per chunk and per decode step; `head` for the prompt's last position."""
