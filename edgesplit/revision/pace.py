@@ -29,7 +29,7 @@ class HostCosts:
     choice: float  # seconds of the head's that go into choosing a token and giving it out
     decode_overhead: float  # seconds per stage and decode step
     chunk_overhead: float  # seconds per stage and chunk
-    quota: float  # share of its cores; a forward that finds it untouched runs at full speed, 1 / quota times as fast ...
+    quota: float  # share of its cores; a forward that finds it untouched is 1 / quota times as fast ...
     ahead: float  # ... and is at most so many seconds ahead of what the quota allows
     cap: int | None  # bytes of weights, KV cache and workspace that the inventory allows
     available: int  # bytes a process may still take, as measured
