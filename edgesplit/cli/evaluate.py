@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,7 +62,7 @@ def run(
 def _flat(stage: Stage, run: Run) -> dict[str, object]:
     from edgesplit.evaluation.metrics import figures
 
-    told = figures(run, stage.plan.service).model_dump(mode="json")
+    told = json.loads(figures(run, stage.plan.service).to_json())  # where there is no figure, null
     return {"scenario": run.name, "mode": run.mode, "repetition": run.repetition, **told}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edgesplit.cli.evaluate import _flat
 from edgesplit.errors import InputError
 from edgesplit.evaluation import looks
 from edgesplit.evaluation.acts import Acts
@@ -212,6 +213,7 @@ def test_nothing_at_all_is_no_figure() -> None:
     found = count()
     assert (found.requests, found.incidents) == (0, 0)
     assert math.isnan(found.p95)
+    assert json.loads(json.dumps(_flat(load_stage(PLANS / "emergency.yaml"), made())), parse_constant=pytest.fail)
 
 
 # --- what is kept ---
