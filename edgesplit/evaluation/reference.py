@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from edgesplit.errors import ModelError
 from edgesplit.evaluation.scenario import Shape, Stage
 from edgesplit.inventory import HostSpec, Inventory, SshTarget
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint, resolve
@@ -59,7 +60,11 @@ def make(shape: Shape, folder: Path) -> None:
 
 
 def vocabulary(found: Checkpoint) -> int:
-    return int(found.config["vocab_size"])
+    """Raises ModelError where the config does not say."""
+    for part in (found.config, found.config.get("text_config") or {}):
+        if "vocab_size" in part:
+            return int(part["vocab_size"])
+    raise ModelError(f"{found.folder}: config.json says no vocab_size", "prompts are drawn from the vocabulary")
 
 
 def answers(found: Checkpoint, stage: Stage, prompts: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
