@@ -6,12 +6,13 @@ Must not know: what is done.
 from __future__ import annotations
 
 import datetime
-import getpass
 import platform
+
+from edgesplit.hosts.host import who
 
 
 def signature(reason: str) -> str:
-    return f"{getpass.getuser()} on {platform.node()}, {now():%Y-%m-%d %H:%M:%S} UTC: {reason}"
+    return f"{who()} on {platform.node()}, {now():%Y-%m-%d %H:%M:%S} UTC: {reason}"
 
 
 def now() -> datetime.datetime:

@@ -38,7 +38,10 @@ def run(
     files = folder / "inventory.yaml", folder / "plan.yaml"
     there = [str(file) for file in files if file.exists()]
     if there:
-        raise InputError(f"{' and '.join(there)} exist already", "give another folder: edgesplit init FOLDER")
+        raise InputError(
+            f"{' and '.join(there)} exist{'s' if len(there) == 1 else ''} already",
+            "give another folder: edgesplit init FOLDER",
+        )
     hosts = _of_ansible(ansible) if ansible is not None else _of_ssh_config()
     origin = f"from {ansible}" if ansible is not None else "from ~/.ssh/config"
     here = _here([host.address for host in hosts])

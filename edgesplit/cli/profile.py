@@ -63,6 +63,7 @@ def _measure(space: Workspace, *, accept_new: bool) -> Fleet:
 
     checkpoint = space.checkpoint
     space.check_pins()
+    space.check_cache()
     with (
         connect(space.inventory, accept_new=accept_new) as hosts,
         talk.status(f"measuring {len(space.inventory.hosts)} hosts ...") as status,

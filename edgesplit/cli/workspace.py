@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,14 +108,24 @@ class Workspace:
         """Raises EdgesplitError when the cache cannot be written."""
         path = self.cache / name
         part = path.with_suffix(f".{os.getpid()}.part")  # several verbs may run at once
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with self._writing(path):
             part.write_text(value.to_json())
             part.replace(path)
+        return path
+
+    def check_cache(self) -> None:
+        """Raises EdgesplitError when nothing can be saved: before hosts are measured for minutes."""
+        with self._writing(self.cache):
+            tempfile.TemporaryFile(dir=self.cache).close()
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            yield
         except OSError as error:
             hint = "verbs leave each other notes in a folder beside the plan: put the plan where you may write"
             raise EdgesplitError(f"{path} cannot be written: {error.strerror}", hint) from error
-        return path
 
     def _load(self, name: str, kind: type[T], verb: str) -> T:
         path, hint = self.cache / name, self.command(verb)

@@ -5,6 +5,7 @@ Must not know: what a command means, nor SSH.
 
 from __future__ import annotations
 
+import getpass
 import io
 import os
 import selectors
@@ -65,6 +66,14 @@ class Host(Protocol):
 
     def close(self) -> None:
         """Hang up, for good: whoever still has the host is told that it is Unreachable."""
+
+
+def who() -> str:
+    """The login on this machine; its number where it has no name, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the second from Python 3.13 on
+        return str(os.getuid())
 
 
 def no_answer(command: Command, timeout: float) -> str:

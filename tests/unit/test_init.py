@@ -92,7 +92,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text("mine")
     done = init(tmp_path)
     assert done.exit_code == 2
-    assert f"{tmp_path}/plan.yaml exist already" in done.stderr.replace("\n", "")
+    assert f"{tmp_path}/plan.yaml exists already" in done.stderr.replace("\n", "")
     assert (tmp_path / "plan.yaml").read_text() == "mine"
     assert not (tmp_path / "inventory.yaml").exists()
 
