@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgesplit.cli.options import Json
+from edgesplit.cli.options import Json, Yes
 
 if TYPE_CHECKING:
     from edgesplit.lab.lab import Lab, LabStatus, LaneStatus
@@ -81,14 +81,21 @@ def down(
         str | None, typer.Argument(metavar="LAB", help="Which, if there are several.", show_default=False)
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every lab, and whatever is left of one.")] = False,
+    yes: Yes = False,
 ) -> None:
-    """Take a lab off this machine, also what a crash left of it."""
-    from edgesplit.cli.render import talk
+    """Take a lab off this machine, also what a crash left of it. With --all it asks: somebody may be using one."""
+    from edgesplit.cli.render import ask, talk
+    from edgesplit.errors import InputError
     from edgesplit.lab.down import down as take_down
     from edgesplit.lab.machine import labs, need_root, the_one
 
+    if everything and name is not None:
+        raise InputError(f"either {name} or --all", "give one of them")
     need_root()
-    for each in labs() if everything else [the_one(name)]:
+    chosen = labs() if everything else [the_one(name)]
+    if everything and chosen and not yes:
+        ask(f"Take down {', '.join(chosen)}?")
+    for each in chosen:
         take_down(each)
         talk.print(f"{each} is down")
 
