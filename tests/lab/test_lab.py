@@ -265,6 +265,15 @@ def test_a_lab_that_cannot_come_up_leaves_nothing(monkeypatch: pytest.MonkeyPatc
     assert left_of("tbroken") == []
 
 
+def test_hosts_that_are_not_booted_are_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_lab()
+    real, fails = machine.python, ([sys.executable, "-c", "raise SystemExit('no process left')"], {})
+    monkeypatch.setattr(machine, "python", lambda name, *words: fails if name == "boot" else real(name, *words))
+    with pytest.raises(EdgesplitError, match="not booted: no process left"):
+        Lab.up(make_scenario("tnoboot", hosts=["a"]))
+    assert left_of("tnoboot") == []
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     need_lab()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", tmp_path], check=True)
