@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -67,7 +68,9 @@ def _told() -> Iterator[None]:
     except Exception as error:  # the CLI's top handler
         if os.environ.get("EDGESPLIT_DEBUG"):
             raise
-        _end(f"{type(error).__name__}: {error}", "this is an error in edgesplit; EDGESPLIT_DEBUG=1 shows where", 1)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space" if full else "this is an error in edgesplit; EDGESPLIT_DEBUG=1 shows where"
+        _end(f"{type(error).__name__}: {error}", hint, 1)
 
 
 def _end(error: str, hint: str, code: int) -> None:

@@ -51,10 +51,10 @@ class Api:
 
     def threads(self) -> int:
         """That the entry's runner computes with. Raises ServingError, HostError."""
-        spec = self.space.inventory.hosts[self.host.name]
-        _, state = present(self.host, f"{spec.work}/{self.space.plan.name}", spec)
+        name = self.host.name
+        _, state = present(self.host, self.space.folder(name), self.space.inventory.hosts[name])
         if state is None:
-            raise ServingError(f"the runner of {self.host.name} has gone", self.space.command("status"))
+            raise ServingError(f"the runner of {name} has gone", self.space.command("status"))
         return int(state["threads"])
 
     @contextmanager
@@ -77,11 +77,11 @@ class Api:
         return connection
 
     def _fetched(self) -> str:
-        space, spec = self.space, self.space.inventory.hosts[self.host.name]
+        name = self.host.name
         try:
-            return api_key(self.host, spec, f"{spec.work}/{space.plan.name}")
+            return api_key(self.host, self.space.inventory.hosts[name], self.space.folder(name))
         except NotServing as error:
-            raise _stranger(space) from error
+            raise _stranger(self.space) from error
 
 
 def _choice(event: dict[str, Any], space: Workspace) -> dict[str, Any]:

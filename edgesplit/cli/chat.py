@@ -30,16 +30,14 @@ def run(
     """Talk with the model; it remembers what was said."""
     from edgesplit.cli.asking import Api
     from edgesplit.cli.render import talk
-    from edgesplit.cli.workspace import Workspace
-    from edgesplit.hosts.fanout import connect
+    from edgesplit.cli.workspace import at_entry
 
-    space = Workspace.open(plan, inventory)
     body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     first = [{"role": "system", "content": system}] if system else []
     said = list(first)
-    with connect(space.inventory, [space.plan.entry], accept_new=accept_new) as hosts:
-        talk.print(f"{space.plan.name} on {space.plan.entry}; {HELP}", style="dim")
-        api = Api(hosts[space.plan.entry], space)
+    with at_entry(plan, inventory, accept_new=accept_new) as (space, entry):
+        talk.print(f"{space.plan.name} on {entry.name}; {HELP}", style="dim")
+        api = Api(entry, space)
         while text := _line():
             if text == "/new":
                 said = list(first)

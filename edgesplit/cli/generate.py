@@ -26,11 +26,9 @@ def run(
     """Generate text through the split."""
     from edgesplit.cli.asking import Api
     from edgesplit.cli.render import print_json, talk
-    from edgesplit.cli.workspace import Workspace
+    from edgesplit.cli.workspace import at_entry
     from edgesplit.errors import ServingError
-    from edgesplit.hosts.fanout import connect
 
-    space = Workspace.open(plan, inventory)
     body: dict[str, Any] = {"max_tokens": max_tokens, "stream": True, "return_token_ids": True}
     body |= {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     body |= {"temperature": 0.0 if check else temperature, "seed": seed}
@@ -38,8 +36,8 @@ def run(
     tokens: list[int] = []
     asked: list[int] = []
     text, end = "", None
-    with connect(space.inventory, [space.plan.entry], accept_new=accept_new) as hosts:
-        api = Api(hosts[space.plan.entry], space)
+    with at_entry(plan, inventory, accept_new=accept_new) as (space, entry):
+        api = Api(entry, space)
         try:
             for choice in api.stream(path, body):
                 piece = choice["delta"]["content"] if chat else choice["text"]

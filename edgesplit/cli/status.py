@@ -23,18 +23,14 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
     from edgesplit.hosts.fanout import connect, survey
 
     space = Workspace.open(plan, inventory)
-    name, specs = space.plan.name, space.inventory.hosts
+    name, at, specs = space.plan.name, space.plan.entry, space.inventory.hosts
     with connect(space.inventory, accept_new=accept_new) as hosts:
-        found, errors = survey(hosts, lambda host: present(host, f"{specs[host.name].work}/{name}", specs[host.name]))
-        kept = (
-            manifest(hosts[space.plan.entry], f"{specs[space.plan.entry].work}/{name}")
-            if space.plan.entry in found
-            else None
-        )
+        found, errors = survey(hosts, lambda host: present(host, space.folder(host.name), specs[host.name]))
+        kept = manifest(hosts[at], space.folder(at)) if at in found else None
     split = None if kept is None else split_of(kept)
     states = {host: state for host, (_, state) in found.items()}
     reality = _judged(space, split, states)
-    entry = states.get(space.plan.entry)
+    entry = states.get(at)
     serving = entry is not None and split is not None and entry["serving"] == split.epoch
     broken = _reason(entry, split)
     report = {
@@ -55,8 +51,8 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
         print_json(report)
     else:
         _show(report)
-    if space.plan.entry in errors:
-        raise errors[space.plan.entry]
+    if at in errors:
+        raise errors[at]
     if not report["serving"]:
         hint = space.command("deploy") if split is None else f"{space.command('watch')} mends it; or deploy again"
         raise ServingError(f"{name} does not serve" + (f": {broken}" if broken else ""), hint)

@@ -19,6 +19,8 @@ from edgesplit.broadcast.cargo import Cargo
 from edgesplit.cli.render import counted
 from edgesplit.errors import EdgesplitError, InputError, MovedError
 from edgesplit.fleet import Fleet, Learned, Lessons
+from edgesplit.hosts.fanout import connect
+from edgesplit.hosts.host import Host
 from edgesplit.inventory import Inventory, load_inventory
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint, resolve
 from edgesplit.model.shards import Cut, cut
@@ -61,6 +63,10 @@ class Workspace:
         elsewhere = self.inventory_file != _named(self.plan, self.plan_file)
         given = ["-i", str(self.inventory_file)] if elsewhere else []
         return shlex.join(["edgesplit", verb, str(self.plan_file), *given, *more])
+
+    def folder(self, host: str) -> str:
+        """Of the deployment, on a host."""
+        return f"{self.inventory.hosts[host].work}/{self.plan.name}"
 
     @property
     def cache(self) -> Path:
@@ -231,6 +237,15 @@ class Workspace:
             raise MovedError(f"the {' and the '.join(changed)} changed since the split was computed",
                              self.command("plan"))  # fmt: skip
         return split
+
+
+@contextmanager
+def at_entry(plan: Path, inventory: Path | None, *, accept_new: bool) -> Iterator[tuple[Workspace, Host]]:
+    """What the files say, and the entry host."""
+    space = Workspace.open(plan, inventory)
+    entry = space.plan.entry
+    with connect(space.inventory, [entry], accept_new=accept_new) as hosts:
+        yield space, hosts[entry]
 
 
 def _named(plan: ModelPlan, plan_file: Path) -> Path | None:
