@@ -18,7 +18,7 @@ from profiles import NAMES
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.note import signature
-from edgesplit.broadcast.push import push
+from edgesplit.broadcast.push import Errand, push
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down
 from edgesplit.broadcast.transition import Step
@@ -61,7 +61,7 @@ class Deployment:
         """`placement`: the host of each block."""
         scene = look(self.cargo, self.hosts)
         target = split_from_placement(placement)
-        pushed = push(self.cargo, target, self.hosts, scene, Quiet(), reason="test")
+        pushed = push(self.cargo, target, self.hosts, scene, Quiet(), Errand("test"))
         assert not pushed.warnings
         self.running = pushed.split
         return self.running

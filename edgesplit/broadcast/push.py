@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -28,10 +28,20 @@ from edgesplit.broadcast.signing import NOTHING
 from edgesplit.broadcast.starting import start, stop
 from edgesplit.broadcast.transition import Gift, Phase, Progress, Step, transition
 from edgesplit.broadcast.words import Words
-from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, FleetError, HostError, MovedError, Unreachable
+from edgesplit.errors import (
+    Abandoned,
+    CommandFailed,
+    DeployError,
+    EdgesplitError,
+    FleetError,
+    HostError,
+    MovedError,
+    Unreachable,
+)
 from edgesplit.hosts import commands
 from edgesplit.hosts.fanout import each, survey
 from edgesplit.hosts.host import Host
+from edgesplit.hosts.leaving import Exit, firm
 from edgesplit.split import Split
 from edgesplit.units import format_size
 
@@ -40,8 +50,23 @@ LINK_SECONDS = 20.0
 TRIAL_SECONDS = 60.0
 KEEP_SECONDS = 86400.0  # weights that fell out of use stay a day: whoever left because of trouble may come back
 OURS = {Phase.INSTALL, Phase.SHIP, Phase.START, Phase.STOP}  # steps of which no runner leaves a line in the audit log
+LEAVING = 2.0  # seconds given to the hosts that answer, to clear up after a push that was given up
 AS_BEFORE = "the hosts are as they were"
 CUT_OFF = "what serves is as it was; the next deploy sends only the rest (edgesplit down removes what has arrived)"
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What a push is for. `warm`: hosts whose runner stays up though the split leaves them; `ours`: notes of earlier
+    errands of our own, whose locks may still be on hosts that could not be reached in the end."""
+
+    reason: str
+    warm: frozenset[str] = frozenset()
+    ours: frozenset[str] = frozenset()
+
+    @cached_property
+    def note(self) -> str:
+        return signature(self.reason)
 
 
 @dataclass(frozen=True)
@@ -52,32 +77,40 @@ class Pushed:
     warnings: tuple[str, ...] = ()
 
 
-def steps_to(cargo: Cargo, target: Split, scene: Scene) -> tuple[Step, ...]:
+def steps_to(cargo: Cargo, target: Split, scene: Scene, warm: Collection[str] = ()) -> tuple[Step, ...]:
     """What will be done to bring up `target`, whose epoch is set."""
     needs, fleet = cargo.needs(target), scene.fleet
     givers = {} if fleet is None else from_peers(scene.presences, needs, fleet, cargo.archive.name)
-    return transition(scene.running, target, scene.presences, needs, givers)
+    steps = transition(scene.running, target, scene.presences, needs, givers)
+    return tuple(step for step in steps if step.phase is not Phase.STOP or step.host not in warm)
 
 
 def push(
-    cargo: Cargo, target: Split, hosts: Mapping[str, Host], scene: Scene, progress: Progress, *, reason: str
+    cargo: Cargo, target: Split, hosts: Mapping[str, Host], scene: Scene, progress: Progress, errand: Errand
 ) -> Pushed:
     """Bring `target` up as the next epoch.
 
     On any failure before the entry commits, every host is put back as it was and DeployError tells why; but weights
     that have arrived stay, whole or in part, when the way to a host was cut. After the commit the new epoch serves, and
-    a host that fails to confirm or to clear up is a warning.
+    a host that fails to confirm or to clear up is a warning. Who gives up (`hosts` may have an exit) leaves what has
+    arrived where it is; the next epoch goes past whatever could not be cleared up within moments.
     """
     target = target.at(scene.next_epoch)
     absent = [host for host in target.hosts if host not in hosts]
     if absent:
         raise DeployError(f"{', '.join(absent)} cannot be reached and the split needs it")
-    steps = steps_to(cargo, target, scene)
+    steps = steps_to(cargo, target, scene, errand.warm)
     check_closed(cargo.manifest(target, {}).service, scene.presences[target.entry].objects)
-    act = _Act(cargo, target, hosts, scene, progress, reason)
+    act = _Act(cargo, target, hosts, scene, progress, errand)
     try:
         for phase, group in groupby(steps, key=lambda step: step.phase):
             act.carry_out(phase, list(group))
+    except Abandoned as error:
+        with contextlib.suppress(EdgesplitError):
+            act.leave()
+        if not act.committed:
+            raise
+        act.warnings.append(error.message)
     except BaseException as error:
         act.cut = act.shipping and _is_cut(error)
         with contextlib.suppress(EdgesplitError):
@@ -102,7 +135,7 @@ class _Act:
     hosts: Mapping[str, Host]
     scene: Scene
     progress: Progress
-    reason: str
+    errand: Errand
     committed: bool = False
     unknown: bool = False  # the entry was told to commit, and neither confirms nor denies
     warnings: list[str] = field(default_factory=list)
@@ -170,9 +203,9 @@ class _Act:
     # --- steps ---
 
     def _lock(self, host: Host, _: Step) -> None:
-        note = signature(self.reason)
+        note = self.errand.note
         try:
-            host.run(commands.lock(self._folder(host), note))
+            host.run(commands.lock(self._folder(host), note, self.errand.ours))
         except CommandFailed as error:
             if error.status != commands.LOCKED:
                 raise
@@ -263,7 +296,9 @@ class _Act:
         self._say(host, "prepare", LOAD_SECONDS, beside, manifest=manifest.to_dict())
 
     def _commit(self, host: Host, _: Step) -> None:
-        """The moment of change. An answer that is lost on the way is asked for again before anything is undone."""
+        """The moment of change, from which nobody turns away. An answer that is lost on the way is asked for again
+        before anything is undone."""
+        host = firm(host)
         try:
             self._say(host, "commit", 30)
         except (HostError, NotServing):
@@ -318,6 +353,22 @@ class _Act:
         return self.cargo.folder(host.name)
 
     # --- back ---
+
+    def leave(self) -> None:
+        """Give locks back and have the new epoch forgotten where that takes no time; shards stay, runners stay up."""
+        self.progress.undo()
+        soon = Exit()
+        timer = threading.Timer(LEAVING, soon.take, ["some hosts do not answer"])
+        timer.start()
+        try:
+            survey(soon.hosts({name: firm(self.hosts[name]) for name in self.locked}), self._leave)
+        finally:
+            timer.cancel()
+
+    def _leave(self, host: Host) -> None:
+        host.run(commands.unlock(self._folder(host)))
+        if self.prepared and not self.committed and host.name in self.target.hosts:
+            self._say(host, "retire", 30)
 
     def let_go(self) -> None:
         """Give the locks back and change nothing else."""

@@ -26,7 +26,11 @@ SLACK = 20.0  # seconds an answer may spend on its way
 
 
 class NotServing(EdgesplitError):
-    """No runner answers in that folder."""
+    """No runner answers in that folder. `coming`: one that was started may yet."""
+
+    def __init__(self, message: str, *, coming: bool = False) -> None:
+        super().__init__(message)
+        self.coming = coming
 
 
 def ask(host: Host, spec: HostSpec, folder: str, archive: str, request: bytes, seconds: float) -> dict[str, Any]:
@@ -60,7 +64,7 @@ def _answer(host: Host, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise HostError(host.name, f"its runner's answer makes no sense: {text[:200]!r}") from error
     if "absent" in answer:
-        raise NotServing(f"{host.name}: {answer['absent']}")
+        raise NotServing(f"{host.name}: {answer['absent']}", coming=answer.get("coming", False))
     if "error" in answer:
         taken = "port" in str(answer["error"]) and "cannot be used" in str(answer["error"])
         hint = "another program has it: end that, or set another (`data.port`, `api.port`)" if taken else ""

@@ -10,7 +10,7 @@ import typer
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.forecast import shipping
-from edgesplit.broadcast.push import Pushed, push, steps_to
+from edgesplit.broadcast.push import Errand, Pushed, push, steps_to
 from edgesplit.broadcast.scene import Scene
 from edgesplit.broadcast.transition import Phase, Step
 from edgesplit.cli.render import ask, bars, print_json, talk
@@ -51,7 +51,7 @@ class Change:
         start = time.monotonic()
         try:
             with bars() as progress:
-                pushed = push(cargo, target, hosts, scene, progress, reason=self.reason)
+                pushed = push(cargo, target, hosts, scene, progress, Errand(self.reason))
         except DeployError as error:
             raise DeployError(error.message, error.hint or f"mend that, then {self.reason} again") from error
         seconds = time.monotonic() - start

@@ -92,8 +92,8 @@ def _open(
     kept = manifest(entry, cargo.folder(entry.name))
     if kept is None:
         raise ServingError(f"{space.plan.name} is not deployed", space.command("deploy"))
-    shed = cargo.shed(kept)
-    if not cargo.shedding(shed).matches(kept):
+    at_once = cargo.at_once(kept)
+    if not cargo.serving(at_once).matches(kept):
         raise MovedError(
             "the plan, the inventory or the checkpoint is not the one that is deployed",
             f"{space.command('plan')} && {space.command('deploy')}",
@@ -101,7 +101,8 @@ def _open(
     fleet = _fleet(space, entry, cargo.folder(entry.name))
     around = Surroundings(space.rereader(), partial(door, accept_new=how.accept_new), space.keep)
     doing = Doing()
-    watch = Watch(cargo, fleet, hosts, split_of(kept), doing, around, claim=not how.dry_run, state=Mind(shed=shed))
+    mind = Mind(at_once=at_once)
+    watch = Watch(cargo, fleet, hosts, split_of(kept), doing, around, claim=not how.dry_run, state=mind)
     resources.enter_context(watch)
     if how.screen and out.is_terminal:
         screen = Screen(watch, doing, out, time.time)

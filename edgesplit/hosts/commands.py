@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,14 +149,17 @@ LOCK_HINT = "wait for it, or if that controller is gone: edgesplit unlock"
 # --- lock and audit ---------------------------------------------------------------------------------------------------
 
 
-def lock(folder: str, note: str) -> Command:
-    """Take the lock: a folder one mkdir makes, with a note a person can read. Status LOCKED when somebody holds it."""
-    held = path(f"{folder}/lock")
+def lock(folder: str, note: str, ours: Collection[str] = ()) -> Command:
+    """Take the lock: a folder one mkdir makes, with a note a person can read. Status LOCKED when somebody holds it, but
+    with one of `ours` for a note: that one was left by us."""
+    held, mine = path(f"{folder}/lock"), "|".join(map(shlex.quote, sorted(ours)))
+    take = f"printf '%s\\n' {shlex.quote(note)} > {held}/note"
+    again = f'case "$(cat {held}/note 2>/dev/null)" in {mine}) {take}; exit;; esac; ' if ours else ""
     return Command(
         f"lock {folder}",
-        f"umask 077 && mkdir -p {path(folder)} && if why=$(mkdir {held} 2>&1); "
-        f"then printf '%s\\n' {shlex.quote(note)} > {held}/note; "
-        f"elif [ -d {held} ]; then cat {held}/note >&2; exit {LOCKED}; else printf '%s\\n' \"$why\" >&2; exit 1; fi",
+        f"umask 077 && mkdir -p {path(folder)} && if why=$(mkdir {held} 2>&1); then {take}; "
+        f"elif [ -d {held} ]; then {again}cat {held}/note >&2; exit {LOCKED}; "
+        "else printf '%s\\n' \"$why\" >&2; exit 1; fi",
     )
 
 

@@ -7,7 +7,7 @@ Must not know: what a decision is, how events are shown.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -134,11 +134,13 @@ class SpareTime:
         return pair if pair is not None and all(map(view.hears, pair)) else None
 
     def _meet(self, view: View, pair: tuple[str, str]) -> Found:
-        return Found(partial(_probed, view.thinker.fleet, self.try_link(view, pair), view.now))
+        return Found(partial(_probed, view.thinker.fleet, self.try_link(view, pair, self.hosts), view.now))
 
-    def try_link(self, view: View, pair: tuple[str, str]) -> dict[tuple[str, str], LinkProfile | str]:
+    def try_link(
+        self, view: View, pair: tuple[str, str], hosts: Mapping[str, Host]
+    ) -> dict[tuple[str, str], LinkProfile | str]:
         sizes = message_sizes(view.cargo.plan, view.cargo.checkpoint.chain)
-        return meet(self.hosts, view.cargo.inventory, [pair], sizes)
+        return meet(hosts, view.cargo.inventory, [pair], sizes)
 
     # --- weights ahead ---
 

@@ -185,7 +185,7 @@ class Reading(Value):
     deployed: bool
     runner: bool
     mute: bool = False
-    runner_seconds: float = 0.0  # CPU time of the runner
+    runner_seconds: float = 0.0  # CPU time of the runner, also before it answers
     threads: int = 0  # of the runner
     serving: int | None = None
     broken: str = ""
@@ -226,7 +226,7 @@ def parse_reading(text: str) -> Reading:
             deployed=answer["manifest"],
             runner=bool(runner),
             mute=answer.get("mute", False),
-            runner_seconds=runner.get("cpu_s", 0.0),
+            runner_seconds=runner.get("cpu_s", answer.get("starting_s", 0.0)),
             threads=runner.get("threads", 0),
             serving=serving,
             broken=epoch.get("reason", ""),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .claim import claim
-from .control import ask
+from .knock import ask, spent
 
 RUNNER_SECONDS = 3.0  # a runner answers in milliseconds; one that is frozen never does
 LOOK = 0.5  # seconds between two looks at the runner; a look costs it a millisecond
@@ -47,6 +47,7 @@ def probe(arguments: dict[str, Any]) -> dict[str, Any]:
             reading["runner"] = None
             reading["absent"] = str(error)
             reading["mute"] = isinstance(error, TimeoutError)  # it is there, but does not answer
+            reading["starting_s"] = spent(folder)
         manifest = folder / "manifest.json"
         reading["manifest"] = manifest.exists()
     return reading

@@ -59,6 +59,7 @@ class World:
     crowd: dict[str, float] = field(default_factory=dict)
     room: dict[str, int] = field(default_factory=dict)
     now: float = 0.0
+    asked: int = 0  # sequences under way or waiting
     state: Mind = field(default_factory=Mind)
     moves: list[tuple[float, Decision]] = field(default_factory=list)  # those that failed are among them
     decisions: int = 0
@@ -142,6 +143,7 @@ class World:
             serving=self.running.epoch if serves else None,
             broken=self.broken if serves else "",
             stages=tuple(self._stages(name)) if serves else (),
+            running=self.asked,
             links={target: self.link(name, target).rtt for target in hops} if serves else {},
             tokens=TOKENS * self.turns * serves,
             time_per_token=self.token() if name == self.running.entry and serves and self.serves else None,
@@ -201,7 +203,8 @@ class World:
     def _decide(self) -> Decision | None:
         before = self.state
         self.state, decision = self.thinker.think(before, self.running, self.now)
-        if decision is not None and decision.target is not None and decision.gain is not None and self.serves:
+        waits = decision is not None and decision.gain is not None and not decision.pressing and self.serves
+        if waits and decision is not None and decision.target is not None:
             self.state = before
             for pair in untried(decision.target, self.running):
                 self._try(pair)

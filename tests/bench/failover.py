@@ -30,7 +30,7 @@ from models import tokenizer
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.note import signature
-from edgesplit.broadcast.push import push
+from edgesplit.broadcast.push import Errand, push
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down
 from edgesplit.broadcast.transition import Step
@@ -147,7 +147,7 @@ def plan(model: Path, standby: float) -> ModelPlan:
 
 
 def failover(lab: Lab, cargo: Cargo, fleet: Fleet, hosts: dict[str, Host], target: Split) -> dict[str, Any]:
-    pushed = push(cargo, target, hosts, look(cargo, hosts), Quiet(), reason="bench")
+    pushed = push(cargo, target, hosts, look(cargo, hosts), Quiet(), Errand("bench"))
     client = Client(hosts["desk"])
     expected = client.ask()
     phases = Phases()

@@ -31,7 +31,7 @@ from rich.table import Table
 from edgesplit.broadcast.access import add
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.note import signature
-from edgesplit.broadcast.push import push
+from edgesplit.broadcast.push import Errand, push
 from edgesplit.broadcast.remote import present
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down
@@ -183,7 +183,7 @@ class Bench:
     def deploy(self, cargo: Cargo, split: Split) -> Split:
         now = datetime.datetime.now(datetime.timezone.utc)
         self.key = self.key or add(self.hosts["desk"], cargo.folder("desk"), "bench", now)  # the API is beyond loopback
-        return push(cargo, split, self.hosts, look(cargo, self.hosts), Quiet(), reason="bench").split
+        return push(cargo, split, self.hosts, look(cargo, self.hosts), Quiet(), Errand("bench")).split
 
     def parts(self, cargo: Cargo, split: Split, fleet: Fleet, name: str) -> dict[str, Any]:
         """Stages and links, predicted and measured, as `edgesplit status` has them."""

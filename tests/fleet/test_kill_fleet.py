@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from deployments import Deployment, Quiet, deployment, unsplit
 
-from edgesplit.broadcast.push import push
+from edgesplit.broadcast.push import Errand, push
 from edgesplit.broadcast.remote import status
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import break_locks
@@ -52,7 +52,7 @@ class Counting(Quiet):
 
 def change(ring: Deployment, placement: tuple[str, ...], progress: Quiet) -> None:
     scene = look(ring.cargo, ring.hosts)
-    push(ring.cargo, split_from_placement(placement), ring.hosts, scene, progress, reason="test")
+    push(ring.cargo, split_from_placement(placement), ring.hosts, scene, progress, Errand("test"))
 
 
 def killed(ring: Deployment, placement: tuple[str, ...], number: int) -> None:

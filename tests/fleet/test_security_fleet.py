@@ -32,7 +32,7 @@ from edgesplit.broadcast import push as push_module
 from edgesplit.broadcast import words as words_module
 from edgesplit.broadcast.authority import HostKeys, Secrets, command_key, issue, shard_key, validity
 from edgesplit.broadcast.note import now
-from edgesplit.broadcast.push import push
+from edgesplit.broadcast.push import Errand, push
 from edgesplit.broadcast.recall import repeat
 from edgesplit.broadcast.remote import ask, status
 from edgesplit.broadcast.scene import look
@@ -128,7 +128,7 @@ class Ring:
     def rotate(self) -> None:
         scene = look(self.made.cargo, self.made.hosts)
         again = repeat(self.made.cargo, scene)
-        pushed = push(again, again.split, self.made.hosts, scene, Quiet(), reason="rotate")
+        pushed = push(again, again.split, self.made.hosts, scene, Quiet(), Errand("rotate"))
         assert not pushed.warnings
 
     def serves(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from deployments import Deployment, Quiet, deployment, inventory
 
-from edgesplit.broadcast.push import push
+from edgesplit.broadcast.push import Errand, push
 from edgesplit.broadcast.remote import present
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.transition import Step
@@ -127,7 +127,9 @@ def test_runners_come_back_after_a_reboot_and_nothing_is_sent_again(
             time.sleep(0.2)
         assert {name: answers(made, name)["serving"] for name in before} == dict.fromkeys(before)  # type: ignore[index]
         assert all(made.pid(name) != pid for name, pid in before.items())
-        push(made.cargo, split_from_placement(PLACEMENT), made.hosts, look(made.cargo, made.hosts), Count(), reason="t")
+        push(
+            made.cargo, split_from_placement(PLACEMENT), made.hosts, look(made.cargo, made.hosts), Count(), Errand("t")
+        )
         assert sent == {}
         assert made.complete(PROMPT, 8)["token_ids"] == expected
     assert machine.units == []

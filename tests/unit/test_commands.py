@@ -152,6 +152,10 @@ def test_lock(tmp_path: Path, name: str) -> None:
     HOST.run(commands.unlock(folder))
     HOST.run(commands.lock(folder, "bert"))
     assert (tmp_path / name / "lock" / "note").read_text() == "bert\n"
+    with pytest.raises(CommandFailed):
+        HOST.run(commands.lock(folder, note, ["somebody", "be*"]))
+    HOST.run(commands.lock(folder, note, ["somebody", "bert"]))  # left by us
+    assert (tmp_path / name / "lock" / "note").read_text() == note + "\n"
 
 
 def test_lock_says_why_it_cannot_be_made(tmp_path: Path) -> None:
