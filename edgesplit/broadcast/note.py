@@ -7,6 +7,22 @@ from __future__ import annotations
 
 import datetime
 import platform
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What a push is for. `warm`: hosts whose runner stays up though the split leaves them; `ours`: notes of earlier
+    errands of our own, whose locks may still be on hosts that could not be reached in the end."""
+
+    reason: str
+    warm: frozenset[str] = frozenset()
+    ours: frozenset[str] = frozenset()
+
+    @cached_property
+    def note(self) -> str:
+        return signature(self.reason)
 
 from edgesplit.hosts.host import who
 

@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgesplit.broadcast.environment import ensure
 from edgesplit.broadcast.forecast import from_peers
 from edgesplit.broadcast.gifts import End, hand_over
 from edgesplit.broadcast.keyring import introduce, secrets_of
-from edgesplit.broadcast.note import now, signature
+from edgesplit.broadcast.note import Errand, now
 from edgesplit.broadcast.remote import NotServing, look_into, status
 from edgesplit.broadcast.scene import Scene
 from edgesplit.broadcast.ship import Shipment
@@ -53,20 +53,6 @@ OURS = {Phase.INSTALL, Phase.SHIP, Phase.START, Phase.STOP}  # steps of which no
 LEAVING = 2.0  # seconds given to the hosts that answer, to clear up after a push that was given up
 AS_BEFORE = "the hosts are as they were"
 CUT_OFF = "what serves is as it was; the next deploy sends only the rest (edgesplit down removes what has arrived)"
-
-
-@dataclass(frozen=True)
-class Errand:
-    """What a push is for. `warm`: hosts whose runner stays up though the split leaves them; `ours`: notes of earlier
-    errands of our own, whose locks may still be on hosts that could not be reached in the end."""
-
-    reason: str
-    warm: frozenset[str] = frozenset()
-    ours: frozenset[str] = frozenset()
-
-    @cached_property
-    def note(self) -> str:
-        return signature(self.reason)
 
 
 @dataclass(frozen=True)

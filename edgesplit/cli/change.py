@@ -10,7 +10,8 @@ import typer
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.forecast import shipping
-from edgesplit.broadcast.push import Errand, Pushed, push, steps_to
+from edgesplit.broadcast.note import Errand
+from edgesplit.broadcast.push import Pushed, push, steps_to
 from edgesplit.broadcast.scene import Scene
 from edgesplit.broadcast.transition import Phase, Step
 from edgesplit.cli.render import ask, bars, print_json, talk

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import TypeVar
 
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.broadcast.note import signature
-from edgesplit.broadcast.push import Errand, Pushed, push
+from edgesplit.broadcast.note import Errand, signature
+from edgesplit.broadcast.push import Pushed, push
 from edgesplit.broadcast.scene import look, served
 from edgesplit.broadcast.transition import Progress
 from edgesplit.errors import EdgesplitError, InfeasibleError, InputError, MovedError, ServingError

@@ -29,8 +29,8 @@ from deployments import Quiet
 from models import tokenizer
 
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.broadcast.note import signature
-from edgesplit.broadcast.push import Errand, push
+from edgesplit.broadcast.note import Errand, signature
+from edgesplit.broadcast.push import push
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down
 from edgesplit.broadcast.transition import Step

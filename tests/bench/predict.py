@@ -30,8 +30,8 @@ from rich.table import Table
 
 from edgesplit.broadcast.access import add
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.broadcast.note import signature
-from edgesplit.broadcast.push import Errand, push
+from edgesplit.broadcast.note import Errand, signature
+from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import present
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down

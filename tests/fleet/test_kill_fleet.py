@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from deployments import Deployment, Quiet, deployment, unsplit
 
-from edgesplit.broadcast.push import Errand, push
+from edgesplit.broadcast.note import Errand
+from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import status
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import break_locks

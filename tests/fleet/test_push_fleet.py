@@ -15,7 +15,8 @@ from deployments import Deployment, Quiet, deployment
 from models import make_checkpoint
 
 from edgesplit.broadcast.cargo import Cargo, shard_path
-from edgesplit.broadcast.push import Errand, push
+from edgesplit.broadcast.note import Errand
+from edgesplit.broadcast.push import push
 from edgesplit.broadcast.recall import recall
 from edgesplit.broadcast.remote import ask
 from edgesplit.broadcast.scene import look, settled

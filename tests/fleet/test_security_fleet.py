@@ -31,8 +31,8 @@ from edgesplit.broadcast import authority
 from edgesplit.broadcast import push as push_module
 from edgesplit.broadcast import words as words_module
 from edgesplit.broadcast.authority import HostKeys, Secrets, command_key, issue, shard_key, validity
-from edgesplit.broadcast.note import now
-from edgesplit.broadcast.push import Errand, push
+from edgesplit.broadcast.note import Errand, now
+from edgesplit.broadcast.push import push
 from edgesplit.broadcast.recall import repeat
 from edgesplit.broadcast.remote import ask, status
 from edgesplit.broadcast.scene import look

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from deployments import Deployment, Quiet, deployment, inventory
 
-from edgesplit.broadcast.push import Errand, push
+from edgesplit.broadcast.note import Errand
+from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import present
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.transition import Step
