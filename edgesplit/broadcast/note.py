@@ -10,6 +10,8 @@ import platform
 from dataclasses import dataclass
 from functools import cached_property
 
+from edgesplit.hosts.host import who
+
 
 @dataclass(frozen=True)
 class Errand:
@@ -23,8 +25,6 @@ class Errand:
     @cached_property
     def note(self) -> str:
         return signature(self.reason)
-
-from edgesplit.hosts.host import who
 
 
 def signature(reason: str) -> str:
