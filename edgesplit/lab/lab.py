@@ -137,7 +137,7 @@ class Lab:
     # --- hosts ---
 
     def set_host(self, host: str, *, cores: float | None = None, memory: int | str | None = None) -> None:
-        """From now on. Raises EdgesplitError where more memory than that is in use."""
+        """From now on. Raises EdgesplitError where more memory than that is in use; then nothing has changed."""
         group = self._group(host)
         try:
             wanted = LabHost.model_validate(
@@ -146,10 +146,10 @@ class Lab:
         except ValidationError as error:
             raise InputError(mistakes(error)) from error
         machine.check_cores(host, wanted)
+        if memory is not None:  # first what may be refused
+            group.limit_memory(wanted.memory)
         if cores is not None:
             group.limit_cores(wanted.cores)
-        if memory is not None:
-            group.limit_memory(wanted.memory)
 
     def freeze(self, host: str) -> None:
         """Its processes stand still; its kernel goes on answering for them, as that of a hung machine does."""
