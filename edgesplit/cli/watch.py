@@ -62,7 +62,7 @@ def run(
         except KeyboardInterrupt:
             resources.close()
             serves = "goes on serving" if watch.state.broken_at is None else "is broken, and nobody mends it"
-            _say(f"no longer watching; epoch {watch.running.epoch} {serves}")
+            _say(f"no longer watching; {space.plan.name} {serves}")
 
 
 class _How:

@@ -21,7 +21,7 @@ from edgesplit.hosts.commands import Command
 
 LONGEST = 2**20  # bytes of a line; whoever sends no end of one is not listened to
 LOOK = 0.2  # seconds between two looks whether a local command is still wanted
-GOODBYE = 3.0  # seconds a local command has to notice that nobody reads
+GOODBYE = 3.0  # seconds a command has to end when its output has, or to notice that nobody reads
 GRACE = 1.0  # seconds a command on this machine has to end when it is told to
 
 
@@ -45,9 +45,11 @@ class Lines(ABC):
         """Raises CommandFailed when the command ends badly, Unreachable when nothing is heard of it."""
         rest, ended = b"", False
         try:
-            while (data := self._read()) and len(rest) < LONGEST:
+            while data := self._read():
                 *lines, rest = (rest + data).split(b"\n")
                 yield from (line.decode("utf-8", "replace") for line in lines)
+                if len(rest) > LONGEST:
+                    return
             ended = not self._over.is_set()
         finally:
             self._end(judge=ended)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -671,6 +671,19 @@ def test_a_stream_that_ends_badly_says_why(host: Host) -> None:
         found.extend(lines)
     assert found == ["one"]
     assert caught.value.status == 3
+
+
+@pytest.mark.parametrize(
+    "line", ["head -c 3000000 /dev/zero; sleep 50", "exec >&- 2>&-; sleep 50"], ids=["no end", "no exit"]
+)
+def test_whoever_means_ill_holds_nobody_up(host: Host, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that does not end, and a command that closes its output and goes on."""
+    monkeypatch.setattr("edgesplit.hosts.lines.GOODBYE", 0.5)
+    monkeypatch.setattr("edgesplit.hosts.ssh_lines.GOODBYE", 0.5)
+    start = time.monotonic()
+    with suppress(HostError):
+        assert list(host.stream(Command("mean ill", line), silence=20)) == []
+    assert time.monotonic() - start < 10
 
 
 def test_a_stream_that_falls_silent_is_unreachable(host: Host) -> None:
