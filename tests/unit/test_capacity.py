@@ -73,6 +73,11 @@ def test_a_host_that_may_use_less_than_when_it_was_profiled_is_slower_by_that() 
     assert slowdown(reading(0, cores=0.5), now, profile, RUNNING) == pytest.approx(5.0)
 
 
+def test_a_runner_that_starts_is_no_load_of_others() -> None:
+    starting = reading(10, busy=8.0, runner=False, runner_seconds=8.0, threads=0, stages=())
+    assert slowdown(reading(0, runner=False), starting, PROFILE, RUNNING) == 1.0
+
+
 def test_the_runners_own_load_is_not_held_against_the_host() -> None:
     now = reading(10, busy=20.0, runner_seconds=20.0)
     assert slowdown(reading(0), now, PROFILE, RUNNING) == 1.0
