@@ -56,9 +56,11 @@ class Audit(Value):
 def read_texts(file: Path) -> list[str]:
     """The texts of a file, separated by empty lines, or one per line where there are none. Raises InputError."""
     try:
-        whole = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        whole = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text") from error
     texts = [text.strip() for text in whole.split("\n\n" if "\n\n" in whole.strip() else "\n")]
     return [text for text in texts if text]
 

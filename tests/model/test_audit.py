@@ -74,7 +74,10 @@ def test_texts_are_told_apart_by_lines_or_by_empty_ones(tmp_path: Path) -> None:
     assert read_texts(file) == ["one", "two"]
     file.write_text("one\nmore\n\ntwo\n")
     assert read_texts(file) == ["one\nmore", "two"]
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"absent cannot be read: No such file or directory$"):
         read_texts(tmp_path / "absent")
+    file.write_bytes(b"\xff")
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        read_texts(file)
     with pytest.raises(InputError, match="two texts"):
         audit(MODEL, "float32", ["only one"])
