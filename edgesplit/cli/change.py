@@ -55,6 +55,9 @@ class Change:
                 pushed = push(cargo, target, hosts, scene, progress, Errand(self.reason))
         except DeployError as error:
             raise DeployError(error.message, error.hint or f"mend that, then {self.reason} again") from error
+        except KeyboardInterrupt:  # before its commit everything was put back; after it there is nothing to put back
+            talk.print("edgesplit status tells what serves")
+            raise
         seconds = time.monotonic() - start
         told = {"epoch": pushed.split.epoch, "seconds": seconds, "warnings": list(pushed.warnings)}
         manner.report({"changed": True, **told, "steps": [str(step) for step in steps]})
