@@ -686,10 +686,11 @@ def test_whoever_means_ill_holds_nobody_up(host: Host, line: str, monkeypatch: p
     assert time.monotonic() - start < 10
 
 
-def test_a_stream_that_falls_silent_is_unreachable(host: Host) -> None:
+def test_a_stream_that_falls_silent_is_unreachable(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgesplit.hosts.lines.GOODBYE", 0.1)
     found = []
-    with pytest.raises(Unreachable, match="'doze' has said nothing for 2 s"):
-        found.extend(host.stream(Command("doze", "echo one; sleep 60"), silence=2))
+    with pytest.raises(Unreachable, match="'doze' has said nothing for 1 s"):
+        found.extend(host.stream(Command("doze", "echo one; sleep 60"), silence=1))
     assert found == ["one"]
 
 
