@@ -51,6 +51,7 @@ from edgesplit.revision.revise import redistribution, running_phi
 from edgesplit.revision.solver import Solution, solve
 from edgesplit.split import Split
 
+GAP = 0.02  # share of Phi: to prove that nothing is better by less takes most of the time on a hundred hosts
 MOST = 8  # times as many sequences at a time as the plan says, where so many come
 ASIDE = 120.0  # seconds a host is not used after its runner died there: time enough to see whether it dies again
 
@@ -232,10 +233,10 @@ class Thinker:
         phi = running_phi(running, self._problem(seen.now))
         found: list[tuple[Move, Solution | None]] = [
             ("redistribute", redistribution(running, problem)),
-            ("re-split", solve(problem)),
+            ("re-split", solve(problem, gap=self._gap)),
         ]
         if phi is None:
-            found.append(("re-split", _ready(running, problem, stock)))
+            found.append(("re-split", _ready(running, problem, stock, self._gap)))
         ways = tuple(
             Way(
                 action=action,
@@ -264,6 +265,11 @@ class Thinker:
             paces={name: host.pace.level for name, host in mind.hosts.items()},
         )
 
+    @property
+    def _gap(self) -> float:
+        """Share of Phi by which a rival may be worse than the best there is: far less than a move must win."""
+        return min(GAP, self.plan.watch.min_gain / 5)
+
     def _views(self, mind: Mind, running: Split, now: float, span: float = MEMORY) -> Views:
         return views(self.fleet, mind, running, now, self.plan.watch.host_timeout, span)
 
@@ -273,7 +279,7 @@ class Thinker:
     def standby(self, mind: Mind, running: Split, now: float) -> Standby:
         """What would be needed if one host of the ring were lost."""
         seen = self._views(mind, running, now)
-        return standby(running, lambda host: self._problem(seen.worst.without(host)))
+        return standby(running, lambda host: self._problem(seen.worst.without(host)), self._gap)
 
     # --- what came of it ---
 
@@ -311,12 +317,12 @@ class Thinker:
         return mind, Decision(action="roll back", because=found.text, target=trial.origin, at_once=mind.at_once)
 
 
-def _ready(running: Split, problem: Problem, stock: Stock) -> Solution | None:
+def _ready(running: Split, problem: Problem, stock: Stock, gap: float) -> Solution | None:
     """The best split for which nothing need be sent."""
     has = {host: stock.has(host, running) for host in problem.hosts}
     legal = tuple(frozenset(h for h in hosts if block in has.get(h, ())) for block, hosts in enumerate(problem.legal))
     try:
-        return solve(replace(problem, legal=legal))
+        return solve(replace(problem, legal=legal), gap=gap)
     except InfeasibleError:
         return None
 

@@ -13,7 +13,7 @@ from itertools import combinations, cycle, pairwise
 
 from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.orchestrator.decide import Decision
-from edgesplit.orchestrator.think import Thinker, moved, untried
+from edgesplit.orchestrator.think import GAP, Thinker, moved, untried
 from edgesplit.orchestrator.verdict import Mind
 from edgesplit.profiling.capacity import Heard, probed
 from edgesplit.profiling.probes import Reading, StageReading
@@ -69,7 +69,7 @@ class World:
     def __post_init__(self) -> None:
         self.profile = self.thinker.fleet
         self.names = tuple(self.profile.hosts)
-        self.running = solve(self.problem()).split.at(1)
+        self.running = solve(self.problem(), gap=GAP).split.at(1)
         self.busy = dict.fromkeys(self.names, 0.0)
         self.spent: dict[tuple[int, int], float] = {}
         self.turns = 0
