@@ -35,7 +35,9 @@ OPTIONS = {
     "primal_feasibility_tolerance": TOLERANCE,
     "dual_feasibility_tolerance": TOLERANCE,
 }
-SMALL, SPARE = 24, 3  # hosts from which on routes are found by walks, if so many times as many as are needed are there
+SMALL = 24  # hosts from which on the best route is found by walks, if so few of them are needed:
+FEWEST, SPARE = 10, 3  # at most so many, and a third of them
+TABLE = 50_000_000  # hosts x hosts x units up to which walks are a matter of a minute
 SEVERAL = 8  # segments up to which layers count as alike: ends, pinned ones, and one or two runs
 PROOF = 300  # nodes that may prove the best route to be the best split
 SLIGHT, NEARLY = 1e-7, 0.01  # share of Phi that is no gap, and one that no other way is tried for
@@ -99,10 +101,11 @@ def optimise(
 
 def _free(problem: Problem, segments: list[Segment], aim: Aim) -> Optimum | None:
     """With boundaries where they are best, by what suits the fleet and the layers."""
-    few = _fewest(segments) * SPARE <= len(problem.hosts)
+    few, hosts = _fewest(segments), len(problem.hosts)
+    few = few <= FEWEST and few * SPARE <= hosts and hosts**2 * len(problem.blocks) <= TABLE
     if len(segments) > SEVERAL:
         return _of_unlike_layers(problem, segments, aim, routes=few or len(problem.hosts) <= SMALL)
-    if few and len(problem.hosts) > SMALL:
+    if few and hosts > SMALL:
         return _routed(problem, segments, aim) or _by_program(problem, segments, aim)
     found = _by_program(problem, segments, aim)
     if found is None or found.proven(aim, NEARLY) or len(problem.hosts) > SMALL or not _one_run(problem, segments):

@@ -20,6 +20,8 @@ from edgesplit.revision.walks import Table, Visit, Walks
 
 SLIGHT = 1e-9  # share of Phi: no better
 FULL = 1e-9  # of the load
+RIVALS = 60  # that a label is compared with; the cheapest dominate most
+SKETCHY = 8  # labels that are dominated or too dear are as much work as one that is gone on with
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,7 @@ class Labels:
         for unit in range(self.terms.units):
             open_ = [label for label in waiting[unit] if label.least < self.enough]
             waiting[unit] = _undominated(sorted(open_, key=lambda label: label.least))
-            labels -= len(waiting[unit])
+            labels -= max(len(waiting[unit]), len(open_) // SKETCHY)
             if labels < 0:
                 left = [label.least for later in waiting[unit:] for label in later]
                 self.bound = min([*left, self.enough])
@@ -131,7 +133,7 @@ class Labels:
         sums, maxima, taken = self._added(label, hosts, ends)
         cost = self.terms.value(sums, maxima)
         hops = self.terms.hops[0][label.end - 1][label.host, hosts] if label.end else 0.0
-        spent = hops + self.table.visit[hosts] + self.walks.lengths(label.end, self.table.units)[lengths, hosts]
+        spent = hops + self.table.visits[label.end][lengths, hosts]
         for number in np.nonzero(cost < self.enough)[0].tolist():
             host, end = int(hosts[number]), int(ends[number])
             on_entry = host == self.terms.entry
@@ -160,10 +162,10 @@ class Labels:
         terms, table, begin = self.terms, self.table, label.end
         visited = [host for host, bit in enumerate(self.bits) if bit & label.visited]
         memory = self.walks.bit[:, visited].sum(axis=1)
-        cost = self.walks.lengths(begin, table.units)
+        cost = table.visits[begin]
         onward = table.end[begin + 1 : begin + 1 + len(cost), np.arange(len(terms.hosts)), memory]
         hops = terms.hops[0][begin - 1][label.host] if begin else self.begins
-        least: Array = label.floor + cost + onward + table.visit + hops
+        least: Array = label.floor + cost + onward + hops
         least[:, visited] = np.inf
         entry, ends = terms.entry, np.arange(begin + 1, begin + 1 + len(cost))
         held = label.held + terms.memory[ends] - terms.memory[begin] + terms.common
@@ -208,7 +210,7 @@ def _undominated(labels: list[Label]) -> list[Label]:
     kept = []
     for label in labels:
         others = by_host.setdefault(label.host, [])
-        if not any(other.dominates(label) for other in others):
+        if not any(other.dominates(label) for other in others[:RIVALS]):
             others.append(label)
             kept.append(label)
     return kept

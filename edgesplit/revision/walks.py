@@ -40,12 +40,12 @@ class Prices:
 @dataclass(frozen=True)
 class Table:
     """`begin`: unit x host x memory, the least from a visit that begins there; `end`: from a visit that ended there.
-    `visit`: host, once; `units`: host x all units before. `constant`: what every walk costs besides."""
+    `visits`: by the first unit, length - 1 x host, what a visit costs, infinite where it may not be so long.
+    `constant`: what every walk costs besides."""
 
     begin: Array
     end: Array
-    visit: Array
-    units: Array
+    visits: list[Array]
     constant: float
 
     def least(self, entry: int) -> float:
@@ -157,20 +157,19 @@ class Walks:
         shape = (terms.units + 1, len(terms.hosts), self.width)
         begin, end = np.full(shape, np.inf), np.full(shape, np.inf)
         end[terms.units, terms.entry] = 0.0
+        visits = [self._visits(unit, units) + once for unit in range(terms.units)]
         for unit in range(terms.units - 1, -1, -1):
-            longest = int((terms.ends[:, unit] - unit).max())
-            if longest > 0:
-                begin[unit] = (end[unit + 1 : unit + longest + 1] + self.lengths(unit, units)[:, :, None]).min(axis=0)
-                begin[unit] += once[:, None]
+            if len(visits[unit]):
+                ahead = end[unit + 1 : unit + 1 + len(visits[unit])]
+                begin[unit] = (ahead + visits[unit][:, :, None]).min(axis=0)
             if unit > 0:
                 onward = begin[unit].ravel()[self.to] + terms.hops[0][unit - 1][:, None, :]
                 onward[self.banned] = np.inf
                 end[unit] = onward.min(axis=2)
         paid = self.prices.memory @ terms.room + self.prices.stage * terms.most_stages
-        return Table(begin, end, once, units, terms.lines[0].constant - float(paid))
+        return Table(begin, end, visits, terms.lines[0].constant - float(paid))
 
-    def lengths(self, begin: int, units: Array) -> Array:
-        """Length - 1 x host: what visits from this unit on cost, infinite where they may not be so long."""
+    def _visits(self, begin: int, units: Array) -> Array:
         ends = self.terms.ends[:, begin]
         longest = int((ends - begin).max())
         cost: Array = units[:, begin + 1 : begin + longest + 1].T - units[:, begin]
@@ -183,7 +182,7 @@ class Walks:
         host, begin, memory = terms.entry, 0, 0
         walk: list[Visit] = []
         while True:
-            cost = self.lengths(begin, table.units)[:, host]
+            cost = table.visits[begin][:, host]
             end = begin + 1 + int(np.argmin(table.end[begin + 1 : begin + 1 + len(cost), host, memory] + cost))
             walk.append((host, begin, end))
             if end == terms.units:
@@ -203,7 +202,7 @@ class Walks:
         for unit in range(terms.units):
             if unit > 0:
                 begin[unit] = (end[unit][:, None] + terms.hops[0][unit - 1]).min(axis=0)
-            cost = self.lengths(unit, table.units) + table.visit
+            cost = table.visits[unit]
             ahead = end[unit + 1 : unit + 1 + len(cost)]
             np.minimum(ahead, begin[unit] + cost, out=ahead)
         least: Array = (begin + table.begin[:-1].min(axis=2)).min(axis=0) + table.constant

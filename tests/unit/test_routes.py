@@ -61,6 +61,7 @@ def test_the_best_route_equals_brute_force(problem: Problem, data: st.DataObject
 @given(problems(), st.data())
 def test_no_route_is_below_the_bound_of_walks(problem: Problem, data: st.DataObject) -> None:
     """Also while prices and neighbourhoods are as good as arbitrary."""
+    problem = problem.batched(1)
     terms = Terms.of(problem, relayed=False)
     best = least(problem)
     if terms is None or best is None:
@@ -79,6 +80,7 @@ def test_no_route_is_below_the_bound_of_walks(problem: Problem, data: st.DataObj
 @given(st.booleans().flatmap(problems), st.sampled_from([0.0, 0.05]))
 def test_where_few_of_many_are_needed_it_is_proven_all_the_same(problem: Problem, gap: float) -> None:
     """The ways that large fleets and unlike layers take, taken by small ones."""
+    problem = problem.batched(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact, "SMALL", 0)
         patch.setattr(exact, "SPARE", 0)
