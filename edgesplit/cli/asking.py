@@ -14,7 +14,7 @@ from typing import Any
 
 from edgesplit.broadcast.remote import NotServing, api_key, present
 from edgesplit.cli.workspace import Workspace
-from edgesplit.errors import HostError, ServingError
+from edgesplit.errors import HostError, InputError, ServingError
 from edgesplit.hosts.host import Host
 
 UNAUTHORIZED = 401
@@ -30,7 +30,7 @@ class Api:
     _key: str = ""
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The choices of a streamed answer. Raises ServingError."""
+        """The choices of a streamed answer. Raises ServingError; InputError for what is no text."""
         space, entry = self.space, self.space.plan.entry
         try:
             with self._post(path, body) as response:
@@ -59,10 +59,14 @@ class Api:
 
     @contextmanager
     def _post(self, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
+        try:
+            asked = json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError("what is asked is not text in UTF-8") from None
         for last in (False, True):
             with closing(self._connection()) as connection:
                 login = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-                connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **login})
+                connection.request("POST", path, asked, {"Content-Type": "application/json", **login})
                 with connection.getresponse() as response:
                     if response.status != UNAUTHORIZED or last:
                         yield response

@@ -150,4 +150,4 @@ def _show(event: Event, *, as_json: bool) -> None:
     if event.event == "reading":
         return
     clock = datetime.datetime.fromtimestamp(event.at).strftime("%H:%M:%S")
-    out.print(f"{clock}  epoch {event.epoch}  {event.event:<9}  {event.text}")
+    out.print(f"{clock}  epoch {event.epoch}  {event.event:<9}  {event.text}", soft_wrap=True)
