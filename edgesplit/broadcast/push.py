@@ -41,7 +41,7 @@ from edgesplit.errors import (
 from edgesplit.hosts import commands
 from edgesplit.hosts.fanout import each, survey
 from edgesplit.hosts.host import Host
-from edgesplit.hosts.leaving import Exit, firm
+from edgesplit.hosts.leaving import LEAVING, Exit, firm
 from edgesplit.split import Split
 from edgesplit.units import format_size
 
@@ -50,7 +50,6 @@ LINK_SECONDS = 20.0
 TRIAL_SECONDS = 60.0
 KEEP_SECONDS = 86400.0  # weights that fell out of use stay a day: whoever left because of trouble may come back
 OURS = {Phase.INSTALL, Phase.SHIP, Phase.START, Phase.STOP}  # steps of which no runner leaves a line in the audit log
-LEAVING = 2.0  # seconds given to the hosts that answer, to clear up after a push that was given up
 AS_BEFORE = "the hosts are as they were"
 CUT_OFF = "what serves is as it was; the next deploy sends only the rest (edgesplit down removes what has arrived)"
 

@@ -18,6 +18,7 @@ from edgesplit.hosts.commands import Command
 from edgesplit.hosts.host import Host, Stream
 from edgesplit.hosts.lines import Lines
 
+LEAVING = 2.0  # seconds given to hosts that still answer, to clear up behind what was given up
 T = TypeVar("T")
 
 

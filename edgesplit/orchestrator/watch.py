@@ -41,7 +41,7 @@ from edgesplit.split import Split
 ATTENTION = 0.1  # seconds between two looks at a change that is under way
 T = TypeVar("T")
 URGENT = 0.5  # seconds of a turn while the ring is broken
-MAKE_WAY = 15.0  # seconds given to what holds a lock in spare time, before a move: a runner that starts takes six
+MAKE_WAY = 5.0  # seconds given to what holds a lock in spare time, before a move
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,6 @@ class Watch:
         self._telemetry = Telemetry(self.hosts, cargo, watcher, self.clock)
         self._history = History(self.hosts[cargo.plan.entry], cargo.folder(cargo.plan.entry))
         self._resources = ExitStack()
-        self._left: set[str] = set()  # notes of our own whose locks may be left on hosts that fell silent
         unknown = set(self.hosts) - set(self.fleet.hosts)
         self._spare = SpareTime(self.hosts, self.clock(), due=dict.fromkeys(unknown, self.clock()))
         self._know(self.fleet)
@@ -230,16 +229,16 @@ class Watch:
     def _broadcast(self, target: Split, decision: Decision, before: Mind) -> Event:
         start = self.clock()
         self._spare.chores.make_way(MAKE_WAY)
-        errand = Errand(f"watch: {decision.action}", self._warm(), frozenset(self._left))
+        errand = Errand(f"watch: {decision.action}", self._warm(), frozenset(self._spare.left))
         pushed, heard = self._attended(target, decision, errand)
         if isinstance(pushed, EdgesplitError):
-            self._left.add(errand.note)
+            self._spare.left.add(errand.note)
             self.state = self._thinker.heed(self.state, heard, self.running).model_copy(
                 update={"last_move": self.clock(), "thought": before.thought, "answered": before.answered}
             )
             return self._event("failed", pushed.message, decision=decision, split=target)
         if pushed.warnings:
-            self._left.add(errand.note)
+            self._spare.left.add(errand.note)
         self.state = moved(self.state, decision, self.running, self.clock())
         self.running = pushed.split
         self._leave([name for name in self.hosts if name not in self._inventory.hosts])
