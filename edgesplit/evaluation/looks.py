@@ -34,8 +34,7 @@ class Looks:
 
     def run(self, over: threading.Event) -> None:
         while not over.wait(EVERY):
-            with suppress(OSError, ValueError):  # a host's group is being made anew: it was just killed
-                self.look()
+            self.look()
 
     def look(self) -> None:
         now, status = time.monotonic(), self.lab.status()
