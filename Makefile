@@ -18,7 +18,8 @@ demo: .venv/ready
 	$(BIN)/python plans/demo/demo.py
 
 # Those of fleets keep time: one after the other, but for some. The rest shares two cores, so a process computes on one.
-TIMELESS := $(addprefix tests/fleet/test_,exact.py push_fleet.py beyond_text_fleet.py environment_fleet.py)
+TIMELESS := $(addprefix tests/fleet/test_,exact.py push_fleet.py beyond_text_fleet.py environment_fleet.py \
+	kill_fleet.py security_fleet.py)
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal tests/unit tests/model $(TIMELESS)
 	$(BIN)/pytest tests/lab tests/fleet $(TIMELESS:%=--ignore=%)

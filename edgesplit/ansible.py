@@ -11,15 +11,16 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 OWN = "edgesplit_"
 PARTS = {"hosts", "vars", "children"}  # of a group
 Loc = tuple[str | int, ...]
 
-_RANGE = re.compile(r"\[(?:(\d+):(\d+)|([a-z]):([a-z])|([A-Z]):([A-Z]))(?::(\d+))?]")
+_RANGE = re.compile(r"\[(?:(\d{1,9}):(\d{1,9})|([a-z]):([a-z])|([A-Z]):([A-Z]))(?::(\d{1,9}))?]")
 _KEYWORD = re.compile(r"^\s*(\w+)(?:\s*=\s*|\s+)")  # of `-o`: a blank does as well as a =
-_RANGE_MAX = 10_000  # hosts that one range may stand for
+_MOST = 10_000  # hosts that a range may stand for, and of an inventory: ranges beside each other multiply
 _SILENT = set("46ACaknqTtvXxY")  # options of ssh without a value
 _VALUED = {"o", "F", "J", "i", "l", "p"}
 _CONFIG = {"4": "AddressFamily=inet", "6": "AddressFamily=inet6", "C": "Compression=yes"}
@@ -112,9 +113,12 @@ class _Groups:
     def _place(self, group: str, hosts: Any, loc: Loc) -> None:
         for pattern, given in self._mapping(hosts, loc).items():
             try:
-                names = list(_expand(pattern))
+                names = list(islice(_expand(pattern), _MOST + 1))
             except Unread as error:
                 self._say((*loc, pattern), str(error))
+                continue
+            if len(self.hosts.keys() | names) > _MOST:
+                self._say((*loc, pattern), f"more than {_MOST} hosts")
                 continue
             for name in names:
                 _, own = self.hosts.setdefault(name, ((*loc, pattern), {}))
@@ -174,12 +178,12 @@ def _expand(pattern: str) -> Iterator[str]:
     if first.isdigit():
         width = len(first) if first.startswith("0") else 0
         numbers = range(int(first), int(last) + 1, step or 1)
-        words = (f"{number:0{width}d}" for number in numbers[: _RANGE_MAX + 1])
+        words = (f"{number:0{width}d}" for number in numbers[: _MOST + 1])
     else:
         numbers = range(ord(first), ord(last) + 1, step or 1)
         words = (chr(number) for number in numbers)
-    if not step or not numbers or len(numbers) > _RANGE_MAX:
-        raise Unread(f"expected a range of 1 to {_RANGE_MAX} hosts, as in [01:10]")
+    if not step or not numbers or len(numbers) > _MOST:
+        raise Unread(f"expected a range of 1 to {_MOST} hosts, as in [01:10]")
     for word in words:
         yield from _expand(f"{pattern[: match.start()]}{word}{pattern[match.end() :]}")
 

@@ -369,14 +369,18 @@ def _fields(annotation: Any) -> dict[str, Any]:
     return next(part.model_fields for part in (annotation, *get_args(annotation)) if hasattr(part, "model_fields"))
 
 
+def worded(error: ErrorDetails) -> str:
+    """What pydantic says is wrong, in our words."""
+    return WORDS[error["type"]].format(**error.get("ctx", {})) if error["type"] in WORDS else error["msg"]
+
+
 def _wrong(error: ErrorDetails, node: Node) -> str:
     """What was expected and what was found; for a word or an unquoted text, what was probably meant."""
     context = error.get("ctx", {})
     if error["type"] in ("value_error", "too_short"):
-        text = WORDS[error["type"]].format(**context)
+        text = worded(error)
         return f"{text}; found {_found(node)}" if isinstance(node, ScalarNode) else text
-    expected = WORDS[error["type"]].format(**context) if error["type"] in WORDS else error["msg"]
-    text = f"{expected}, found {_found(node)}"
+    text = f"{worded(error)}, found {_found(node)}"
     if error["type"] == "string_type" and isinstance(node, ScalarNode) and _scalar(node) is not None:
         return f'{text}; quote it: "{node.value}"'
     if error["type"] == "literal_error":

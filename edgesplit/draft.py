@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgesplit.inventory import DATA_PORT, SshTarget
@@ -19,11 +19,13 @@ _NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True)
 class Found:
-    """A host that somebody has: its name, where ssh finds it, and more keys of the inventory."""
+    """A host that somebody has: its name, where ssh finds it, and more keys of the inventory. `way`: what tells it from
+    other machines at its address (a port, a jump host)."""
 
     name: str
     ssh: SshTarget
     more: Mapping[str, Any] = field(default_factory=dict)
+    way: tuple[str, ...] = ()
 
     @property
     def address(self) -> str:
@@ -36,8 +38,6 @@ def inventory(hosts: Iterable[Found], origin: str, here: str) -> str:
     lines = [
         f"# The hosts of edgesplit, {origin}. docs/reference/inventory.md has every key.",
         "# Next: edgesplit check THIS-FILE tells what each of them lacks.",
-        "# On x86-64 torch comes with CUDA's libraries, 4 GB; where there is no GPU, name an index of torch for CPUs:",
-        "#     packages: {extra_index: ADDRESS}",
         "",
         "hosts:",
         "  # The entry is this machine: prompts and answers are read here and nowhere else.",
@@ -67,16 +67,16 @@ def _host(name: str, host: Found) -> list[str]:
 
 def apart(hosts: Iterable[Found]) -> list[Found]:
     """Without those that are the same machine under another name; data ports that differ where an address is shared."""
-    seen: dict[str, list[tuple[str, int | None]]] = {}
+    seen: dict[str, list[tuple[str, ...]]] = {}
     kept = []
     for host in hosts:
         others = seen.setdefault(host.address, [])
-        if (host.address, host.ssh.port) in others:
+        if host.way in others:
             continue
         if others and "port" not in host.more.get("data", {}):
             data = {"address": host.address, "port": DATA_PORT + len(others)}
-            host = Found(host.name, host.ssh, {**host.more, "data": data})  # noqa: PLW2901
-        others.append((host.address, host.ssh.port))
+            host = replace(host, more={**host.more, "data": data})  # noqa: PLW2901
+        others.append(host.way)
         kept.append(host)
     return kept
 
@@ -125,7 +125,7 @@ def _plain(name: str) -> str:
 
 def _flow(value: object) -> str:
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {_flow(inner)}' for key, inner in value.items())}}}"
+        return f"{{{', '.join(f'{_text(key)}: {_flow(inner)}' for key, inner in value.items())}}}"
     return _text(value)
 
 

@@ -12,6 +12,7 @@
     ├── InfeasibleError           5   no split satisfies memory, pins and load
     ├── MovedError                6   the world moved since the plan, or somebody else holds the lock
     ├── DeployError               7   the ring did not come up; the hosts are as before
+    │   └── Abandoned                 a change was given up half-way, for something more pressing
     └── ServingError              8   the deployment did not answer
     Ctrl-C                      130
 
@@ -95,6 +96,10 @@ class MovedError(EdgesplitError):
 
 class DeployError(EdgesplitError):
     exit_code = 7
+
+
+class Abandoned(DeployError):
+    pass
 
 
 class ServingError(EdgesplitError):

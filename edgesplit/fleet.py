@@ -44,6 +44,7 @@ class StageTimes(Value):
 
     @property
     def row(self) -> float:
+        """Seconds of a layer for each sequence more in a step; as long as the first, where nobody measured it."""
         return self.decode_layer if self.decode_row is None else self.decode_row
 
     def scaled(self, factor: float) -> StageTimes:
@@ -104,7 +105,7 @@ class LinkProfile(Value):
     """Between two hosts, one direction, over the data plane. Seconds; `bandwidth` in bytes per second.
 
     `overhead`: what a message of one token takes beside half a round trip and its bytes (threads, frames, TLS, both
-    ends). `start`: what the first piece of a prompt takes beside that, as a connection that was idle starts slowly.
+    ends). `start`: what the first piece of a prompt takes beside that, as TCP starts slowly behind small messages.
     """
 
     rtt: Nonnegative

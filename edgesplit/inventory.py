@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from edgesplit import ansible, packages
 from edgesplit.document import load
-from edgesplit.values import Name, Port, Size, Value
+from edgesplit.values import Name, Place, Port, Size, Value
 
 DATA_PORT = 7431  # unassigned at IANA (November 2026); any free port does
 
@@ -48,7 +48,7 @@ class SshTarget(Value):
 class DataPlane(Value):
     """Where the runners reach each other: `address` defaults to the ssh host (127.0.0.1 for a local host)."""
 
-    address: str | None = None
+    address: Place | None = None
     port: Port = DATA_PORT
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from edgesplit.document import load
-from edgesplit.values import Name, Port, Time, Value
+from edgesplit.values import Name, Place, Port, Time, Value
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -32,7 +32,7 @@ class ModelSource(Value):
 class Api(Value):
     """Where the entry host serves the OpenAI-compatible API: on loopback unless told otherwise."""
 
-    address: str = "127.0.0.1"
+    address: Place = "127.0.0.1"
     port: Port = 8080
     deadline: Time | None = None  # of one request; None: as long as it likes
 
@@ -104,6 +104,15 @@ class WatchPolicy(Value):
     standby: Fraction = 0.5  # of a host's free disk, for weights that likely next moves need; 0: none are sent ahead
     rotate: Time = 86400.0  # age of the ring's keys at which it gets others; 0: only with every move
     horizon: Annotated[Time, Field(gt=0)] = 600.0  # for which a gain is counted on, against what moving costs
+
+    @model_validator(mode="after")
+    def _heard(self) -> WatchPolicy:
+        if self.host_timeout <= self.interval:
+            raise ValueError(
+                f"host_timeout {self.host_timeout:g} s is not above interval {self.interval:g} s, "
+                "in which a host is heard of once"
+            )
+        return self
 
 
 class ModelPlan(Value):

@@ -73,6 +73,7 @@ class Split(Value):
         return tuple(dict.fromkeys(stage.host for stage in self.stages))
 
     def of(self, host: str) -> tuple[Stage, ...]:
+        """The stages on a host, in ring order."""
         return tuple(stage for stage in self.stages if stage.host == host)
 
     def placement(self) -> tuple[str, ...]:

@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgesplit.units import parse_size, parse_time
+
+
+def _place(text: str) -> str:
+    if not re.fullmatch(r"[\w:][\w:.%-]*", text) or text.count(":") == 1:
+        raise ValueError("expected the name or the IP address of a machine, without a port")
+    return text
+
 
 Size = Annotated[int, BeforeValidator(parse_size)]  # bytes
 Time = Annotated[float, BeforeValidator(parse_time)]  # seconds
 Port = Annotated[int, Field(ge=1, le=65535)]
+Place = Annotated[str, AfterValidator(_place)]  # where somebody listens
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 
 

@@ -17,11 +17,11 @@ from models import make_checkpoint
 from profiles import NAMES
 
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.broadcast.note import signature
+from edgesplit.broadcast.note import Errand, signature
 from edgesplit.broadcast.push import push
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down
-from edgesplit.cli.render import Quiet
+from edgesplit.broadcast.transition import Step
 from edgesplit.hosts.fanout import connect
 from edgesplit.hosts.host import Host
 from edgesplit.inventory import DataPlane, HostSpec, Inventory, SshTarget
@@ -29,6 +29,20 @@ from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.model.shards import cut
 from edgesplit.plan import Api, ModelPlan, ModelSource, Pin, WatchPolicy, Workload
 from edgesplit.split import Split, split_from_placement
+
+
+class Quiet:
+    """Progress for nobody."""
+
+    def begin(self, step: Step) -> None: ...
+
+    def sent(self, step: Step, size: int) -> None: ...
+
+    def note(self, step: Step, text: str) -> None: ...
+
+    def end(self, step: Step) -> None: ...
+
+    def undo(self) -> None: ...
 
 
 @dataclass
@@ -47,7 +61,7 @@ class Deployment:
         """`placement`: the host of each block."""
         scene = look(self.cargo, self.hosts)
         target = split_from_placement(placement)
-        pushed = push(self.cargo, target, self.hosts, scene, Quiet(), reason="test")
+        pushed = push(self.cargo, target, self.hosts, scene, Quiet(), Errand("test"))
         assert not pushed.warnings
         self.running = pushed.split
         return self.running

@@ -15,7 +15,10 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-_START = "import sys\nfrom {module} import main\nsys.exit(main())\n"
+_START = "import sys\n{main}\nsys.exit(main())\n"
+_RUNNER = (
+    'if sys.argv[1:2] == ["control"]:\n    from runner.knock import main\nelse:\n    from runner.__main__ import main'
+)
 _CODE = "runner/code"  # where runner/measure.py looks for it
 _HERE = Path(__file__).parent.parent
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's own; a fixed time makes equal sources equal archives
@@ -32,7 +35,7 @@ class Archive:
 def runner_archive() -> Archive:
     folder = _HERE / "runner"
     sources = {f"runner/{source.name}": source.read_bytes() for source in sorted(folder.glob("*.py"))}
-    return _pack("runner", "runner.__main__", sources)
+    return _pack("runner", _RUNNER, sources)
 
 
 @cache
@@ -43,13 +46,15 @@ def installer_archive() -> Archive:
     pip = Path(spec.origin).parent
     files = (file for file in sorted(pip.rglob("*")) if file.is_file() and file.suffix != ".pyc")
     sources = {f"pip/{file.relative_to(pip).as_posix()}": file.read_bytes() for file in files}
-    return _pack("installer", "build", {"build.py": (_HERE / "installer" / "build.py").read_bytes(), **sources})
+    return _pack(
+        "installer", "from build import main", {"build.py": (_HERE / "installer" / "build.py").read_bytes(), **sources}
+    )
 
 
-def _pack(name: str, module: str, sources: Mapping[str, bytes]) -> Archive:
+def _pack(name: str, main: str, sources: Mapping[str, bytes]) -> Archive:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo("__main__.py", _EPOCH), _START.format(module=module))
+        archive.writestr(zipfile.ZipInfo("__main__.py", _EPOCH), _START.format(main=main))
         for path, source in sources.items():
             entry = zipfile.ZipInfo(path, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED

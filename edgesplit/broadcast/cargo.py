@@ -123,17 +123,17 @@ class Cargo:
             quantization=plan.quantization or "",
         )
 
-    def shedding(self, count: int | None) -> Cargo:
+    def serving(self, count: int | None) -> Cargo:
         """For so many sequences at a time; None: as many as the plan asks for."""
         if count is None:
             return self
         workload = self.plan.workload.model_copy(update={"concurrency": count})
         return replace(self, plan=self.plan.model_copy(update={"workload": workload}))
 
-    def shed(self, kept: Manifest) -> int | None:
-        """So many sequences at a time are all that is served, where they are fewer than the plan asks for."""
+    def at_once(self, kept: Manifest) -> int | None:
+        """So many sequences at a time are served, where they are not as many as the plan asks for."""
         count = kept.service.concurrency
-        return count if count < self.plan.workload.concurrency else None
+        return count if count != self.plan.workload.concurrency else None
 
     def matches(self, kept: Manifest) -> bool:
         """Is what serves what this plan, inventory and checkpoint would make of the same split?"""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -20,7 +20,7 @@ from edgesplit.broadcast.environment import ensure
 from edgesplit.broadcast.forecast import from_peers
 from edgesplit.broadcast.gifts import End, hand_over
 from edgesplit.broadcast.keyring import introduce, secrets_of
-from edgesplit.broadcast.note import now, signature
+from edgesplit.broadcast.note import Errand, now
 from edgesplit.broadcast.remote import NotServing, look_into, status
 from edgesplit.broadcast.scene import Scene
 from edgesplit.broadcast.ship import Shipment
@@ -28,10 +28,20 @@ from edgesplit.broadcast.signing import NOTHING
 from edgesplit.broadcast.starting import start, stop
 from edgesplit.broadcast.transition import Gift, Phase, Progress, Step, transition
 from edgesplit.broadcast.words import Words
-from edgesplit.errors import CommandFailed, DeployError, EdgesplitError, FleetError, HostError, MovedError, Unreachable
+from edgesplit.errors import (
+    Abandoned,
+    CommandFailed,
+    DeployError,
+    EdgesplitError,
+    FleetError,
+    HostError,
+    MovedError,
+    Unreachable,
+)
 from edgesplit.hosts import commands
 from edgesplit.hosts.fanout import each, survey
 from edgesplit.hosts.host import Host
+from edgesplit.hosts.leaving import LEAVING, Exit, firm
 from edgesplit.split import Split
 from edgesplit.units import format_size
 
@@ -52,32 +62,40 @@ class Pushed:
     warnings: tuple[str, ...] = ()
 
 
-def steps_to(cargo: Cargo, target: Split, scene: Scene) -> tuple[Step, ...]:
+def steps_to(cargo: Cargo, target: Split, scene: Scene, warm: Collection[str] = ()) -> tuple[Step, ...]:
     """What will be done to bring up `target`, whose epoch is set."""
     needs, fleet = cargo.needs(target), scene.fleet
     givers = {} if fleet is None else from_peers(scene.presences, needs, fleet, cargo.archive.name)
-    return transition(scene.running, target, scene.presences, needs, givers)
+    steps = transition(scene.running, target, scene.presences, needs, givers)
+    return tuple(step for step in steps if step.phase is not Phase.STOP or step.host not in warm)
 
 
 def push(
-    cargo: Cargo, target: Split, hosts: Mapping[str, Host], scene: Scene, progress: Progress, *, reason: str
+    cargo: Cargo, target: Split, hosts: Mapping[str, Host], scene: Scene, progress: Progress, errand: Errand
 ) -> Pushed:
     """Bring `target` up as the next epoch.
 
     On any failure before the entry commits, every host is put back as it was and DeployError tells why; but weights
     that have arrived stay, whole or in part, when the way to a host was cut. After the commit the new epoch serves, and
-    a host that fails to confirm or to clear up is a warning.
+    a host that fails to confirm or to clear up is a warning. Who gives up (`hosts` may have an exit) leaves what has
+    arrived where it is; the next epoch goes past whatever could not be cleared up within moments.
     """
     target = target.at(scene.next_epoch)
     absent = [host for host in target.hosts if host not in hosts]
     if absent:
         raise DeployError(f"{', '.join(absent)} cannot be reached and the split needs it")
-    steps = steps_to(cargo, target, scene)
+    steps = steps_to(cargo, target, scene, errand.warm)
     check_closed(cargo.manifest(target, {}).service, scene.presences[target.entry].objects)
-    act = _Act(cargo, target, hosts, scene, progress, reason)
+    act = _Act(cargo, target, hosts, scene, progress, errand)
     try:
         for phase, group in groupby(steps, key=lambda step: step.phase):
             act.carry_out(phase, list(group))
+    except Abandoned as error:
+        with contextlib.suppress(EdgesplitError):
+            act.leave()
+        if not act.committed:
+            raise
+        act.warnings.append(error.message)
     except BaseException as error:
         act.cut = act.shipping and _is_cut(error)
         with contextlib.suppress(EdgesplitError):
@@ -102,7 +120,7 @@ class _Act:
     hosts: Mapping[str, Host]
     scene: Scene
     progress: Progress
-    reason: str
+    errand: Errand
     committed: bool = False
     unknown: bool = False  # the entry was told to commit, and neither confirms nor denies
     warnings: list[str] = field(default_factory=list)
@@ -170,9 +188,9 @@ class _Act:
     # --- steps ---
 
     def _lock(self, host: Host, _: Step) -> None:
-        note = signature(self.reason)
+        note = self.errand.note
         try:
-            host.run(commands.lock(self._folder(host), note))
+            host.run(commands.lock(self._folder(host), note, self.errand.ours))
         except CommandFailed as error:
             if error.status != commands.LOCKED:
                 raise
@@ -263,7 +281,9 @@ class _Act:
         self._say(host, "prepare", LOAD_SECONDS, beside, manifest=manifest.to_dict())
 
     def _commit(self, host: Host, _: Step) -> None:
-        """The moment of change. An answer that is lost on the way is asked for again before anything is undone."""
+        """The moment of change, from which nobody turns away. An answer that is lost on the way is asked for again
+        before anything is undone."""
+        host = firm(host)
         try:
             self._say(host, "commit", 30)
         except (HostError, NotServing):
@@ -319,6 +339,22 @@ class _Act:
 
     # --- back ---
 
+    def leave(self) -> None:
+        """Give locks back and have the new epoch forgotten where that takes no time; shards stay, runners stay up."""
+        self.progress.undo()
+        soon = Exit()
+        timer = threading.Timer(LEAVING, soon.take, ["some hosts do not answer"])
+        timer.start()
+        try:
+            survey(soon.hosts({name: firm(self.hosts[name]) for name in self.locked}), self._leave)
+        finally:
+            timer.cancel()
+
+    def _leave(self, host: Host) -> None:
+        host.run(commands.unlock(self._folder(host)))
+        if self.prepared and not self.committed and host.name in self.target.hosts:
+            self._say(host, "retire", 30)
+
     def let_go(self) -> None:
         """Give the locks back and change nothing else."""
         survey({name: self.hosts[name] for name in self.locked}, self._unlock)
@@ -336,7 +372,7 @@ class _Act:
         if host.name in self.started:
             stop(self.cargo, host)
         elif self.prepared and host.name in self.target.hosts and presence.epochs is not None:
-            self._say(host, "retire", 30)
+            self._say(host, "retire", LOAD_SECONDS)  # comes after a load that is under way
         folder, stay = self._folder(host), KEPT if self.cut else ()
         if not presence.folder:
             host.run(commands.clear(folder, stay))

@@ -20,14 +20,17 @@ from edgesplit.runner.manifest import Manifest, ManifestError, recorded
 
 CONTROLLER = "keys/controller.pub"  # whose commands the runner there obeys
 _STATUS = b'{"verb": "status"}'
-_PASSWORD = re.compile(r"//[^/@]*@")  # and name, of an address
 _BEGUN = re.compile(r"\.part +\d+$")
 STATUS_SECONDS = 5.0  # a runner answers in milliseconds; one that is frozen never does
 SLACK = 20.0  # seconds an answer may spend on its way
 
 
 class NotServing(EdgesplitError):
-    """No runner answers in that folder."""
+    """No runner answers in that folder. `coming`: one that was started may yet."""
+
+    def __init__(self, message: str, *, coming: bool = False) -> None:
+        super().__init__(message)
+        self.coming = coming
 
 
 def ask(host: Host, spec: HostSpec, folder: str, archive: str, request: bytes, seconds: float) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def _answer(host: Host, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise HostError(host.name, f"its runner's answer makes no sense: {text[:200]!r}") from error
     if "absent" in answer:
-        raise NotServing(f"{host.name}: {answer['absent']}")
+        raise NotServing(f"{host.name}: {answer['absent']}", coming=answer.get("coming", False))
     if "error" in answer:
         taken = "port" in str(answer["error"]) and "cannot be used" in str(answer["error"])
         hint = "another program has it: end that, or set another (`data.port`, `api.port`)" if taken else ""
@@ -104,8 +107,7 @@ def lacks(host: Host, spec: HostSpec) -> str:
         return ""
     names = ", ".join(f"{package.name} {package.release}" for package in wanted())
     ours = spec.packages
-    index = _PASSWORD.sub("//", ours.index or "its package index")
-    source = f"wheels in {ours.wheels}" if ours.wheels else index
+    source = f"wheels in {ours.wheels}" if ours.wheels else ours.index or "its package index"
     return f"{names} from {source} into {spec.environment}"
 
 

@@ -15,7 +15,7 @@ from edgesplit.broadcast.authority import Secrets, shard_key
 from edgesplit.broadcast.cargo import Cargo, shard_path
 from edgesplit.broadcast.environment import ensure
 from edgesplit.broadcast.keyring import introduce, secrets_of
-from edgesplit.broadcast.note import signature
+from edgesplit.broadcast.note import Errand, signature
 from edgesplit.broadcast.remote import present
 from edgesplit.broadcast.ship import Shipment
 from edgesplit.broadcast.starting import start
@@ -24,6 +24,7 @@ from edgesplit.errors import CommandFailed, HostError
 from edgesplit.hosts import commands
 from edgesplit.hosts.fanout import survey
 from edgesplit.hosts.host import Host
+from edgesplit.hosts.leaving import LEAVING, firm
 from edgesplit.units import format_size
 
 Blocks = tuple[int, ...]
@@ -32,13 +33,14 @@ Blocks = tuple[int, ...]
 @dataclass(frozen=True)
 class Supply:
     """`wanted`: host -> blocks that are to lie there. `share`: of a host's free disk, what may be taken. `sent` is told
-    the host and how many bytes have just left; it may wait, and may raise to interrupt."""
+    the host and how many bytes have just left; it may wait, and may raise to interrupt. `hosts` may have an exit."""
 
     cargo: Cargo
     hosts: Mapping[str, Host]
     wanted: Mapping[str, Blocks]
     share: float
     sent: Callable[[str, int], None]
+    errand: Errand
 
     def carry_out(self) -> tuple[dict[str, Blocks], dict[str, HostError]]:
         """(host -> the blocks that are there now, host -> what went wrong). Raises HostError of the entry."""
@@ -67,7 +69,7 @@ class Supply:
             hint = f"free some in {folder}, or set `watch.standby` higher"
             raise HostError(host.name, f"{told}{format_size(free)} free may be taken", hint)
         try:
-            host.run(commands.lock(folder, signature("standby")))
+            host.run(commands.lock(folder, self.errand.note, self.errand.ours))
         except CommandFailed as error:
             if error.status == commands.LOCKED:
                 return cargo.blocks_in(presence.objects)
@@ -88,9 +90,9 @@ class Supply:
                 dict(presence.parts),
             ).carry_out()
             if state is None:
-                start(cargo, host)
+                start(cargo, host, lambda: self.sent(host.name, 0))
         finally:
-            host.run(commands.unlock(folder))
+            firm(host).run(commands.unlock(folder), timeout=LEAVING)
         return cargo.blocks_in({*presence.objects, *missing})
 
 

@@ -5,7 +5,7 @@ Must not know: splits, why it is started.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgesplit.broadcast.cargo import Cargo
@@ -14,17 +14,21 @@ from edgesplit.errors import CommandFailed, HostError
 from edgesplit.hosts import commands, systemd
 from edgesplit.hosts.host import Host
 
+LOOK = 4  # seconds of it after which whoever waits may think better of it
 START_SECONDS = 120  # a runner imports torch: 4 to 9 s on a fast machine, ten times that on a small board
 
 
-def start(cargo: Cargo, host: Host) -> dict[str, Any]:
-    """What the runner says of itself then. Its archive and keys are there. Raises HostError."""
+def start(cargo: Cargo, host: Host, wait: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """What the runner says of itself then; one that is coming up already is waited for. Its archive and keys are there.
+    `wait` is called now and then meanwhile, and may raise: the runner comes up all the same. Raises HostError."""
     spec, folder = cargo.inventory.hosts[host.name], cargo.folder(host.name)
-    arguments = ["--host", host.name, "--deployment", cargo.name, "--threads", str(spec.cores or 0)]
-    stop(cargo, host)  # one that is there but does not answer
-    _launch(cargo, host, arguments)
     try:
-        return status(host, spec, folder, cargo.archive.name, wait=START_SECONDS)
+        try:
+            return _come_up(cargo, host, wait)
+        except NotServing:
+            stop(cargo, host)  # one that is there but does not answer
+        _launch(cargo, host, ["--host", host.name, "--deployment", cargo.name, "--threads", str(spec.cores or 0)])
+        return _come_up(cargo, host, wait)
     except CommandFailed as error:
         if error.status not in commands.NO_PROGRAM:
             raise
@@ -32,6 +36,19 @@ def start(cargo: Cargo, host: Host) -> dict[str, Any]:
     except NotServing as error:
         log = host.run(commands.log_tail(folder, 1)).strip()
         raise HostError(host.name, f"the runner did not start: {log or error.message}", PYTHON_HINT) from error
+
+
+def _come_up(cargo: Cargo, host: Host, wait: Callable[[], None]) -> dict[str, Any]:
+    """Raises NotServing at once where nothing comes up."""
+    spec, folder = cargo.inventory.hosts[host.name], cargo.folder(host.name)
+    for left in range(START_SECONDS - LOOK, -1, -LOOK):
+        try:
+            return status(host, spec, folder, cargo.archive.name, wait=LOOK)
+        except NotServing as error:
+            if not error.coming or not left:
+                raise
+        wait()
+    raise AssertionError("unreachable")
 
 
 def _launch(cargo: Cargo, host: Host, arguments: Sequence[str]) -> None:

@@ -17,15 +17,19 @@ from edgesplit.inventory import Inventory
 def take_down(
     name: str, inventory: Inventory, hosts: Mapping[str, Host], note: str
 ) -> tuple[dict[str, bool], dict[str, HostError]]:
-    """(host -> was anything there, host -> why it could not be cleared). Raises MovedError when a lock is held."""
+    """(host -> was anything there, host -> why it could not be cleared). Raises MovedError when a lock is held.
+
+    Whoever is interrupted leaves no lock behind.
+    """
+    there: dict[str, bool] = {}
 
     def folder(host: Host) -> str:
         return f"{inventory.hosts[host.name].work}/{name}"
 
-    def lock(host: Host) -> bool:
-        there = bool(host.run(commands.survey(folder(host))))
+    def lock(host: Host) -> None:
+        found = bool(host.run(commands.survey(folder(host))))
         host.run(commands.lock(folder(host), note))
-        return there
+        there[host.name] = found
 
     def clear(host: Host) -> None:
         host.run(systemd.stop(systemd.unit_name(host.name, name)), timeout=60)
@@ -38,13 +42,16 @@ def take_down(
         host.run(commands.remove_empty(inventory.hosts[host.name].work))
 
     # every lock first: a watcher that is just moving blocks would bring the deployment back behind our back
-    there, errors = survey(hosts, lock)
-    held = [error for error in errors.values() if isinstance(error, CommandFailed) and error.status == commands.LOCKED]
-    if held:
+    try:
+        _, errors = survey(hosts, lock)
+        for error in errors.values():
+            if isinstance(error, CommandFailed) and error.status == commands.LOCKED:
+                raise MovedError(f"{error.host} is locked by {error.stderr.strip()}", commands.LOCK_HINT)
+        _, more = survey({host: hosts[host] for host in hosts if host in there}, clear)
+    except BaseException:
         survey({host: hosts[host] for host in there}, give_back)
-        raise MovedError(f"{held[0].host} is locked by {held[0].stderr.strip()}", commands.LOCK_HINT)
-    _, more = survey({host: hosts[host] for host in there}, clear)
-    return there, {**errors, **more}
+        raise
+    return {host: there[host] for host in hosts if host in there}, {**errors, **more}
 
 
 def remove_environments(inventory: Inventory, hosts: Mapping[str, Host]) -> tuple[dict[str, str], dict[str, HostError]]:

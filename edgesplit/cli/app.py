@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,13 +60,17 @@ def _told() -> Iterator[None]:
         where = getattr(getattr(error, "ctx", None), "command_path", "edgesplit")
         _end(text, f"{where} --help", error.exit_code)
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            typer.echo(err=True)  # behind the ^C
         _end("interrupted", "", 130)
     except (typer.Exit, typer.Abort, BrokenPipeError):  # typer ends the process quietly
         raise
     except Exception as error:  # the CLI's top handler
         if os.environ.get("EDGESPLIT_DEBUG"):
             raise
-        _end(f"{type(error).__name__}: {error}", "this is an error in edgesplit; EDGESPLIT_DEBUG=1 shows where", 1)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space" if full else "this is an error in edgesplit; EDGESPLIT_DEBUG=1 shows where"
+        _end(f"{type(error).__name__}: {error}", hint, 1)
 
 
 def _end(error: str, hint: str, code: int) -> None:
@@ -88,6 +94,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="""Split a Hugging Face model over the machines you have, keep it exact, and keep it answering.
 
     [bold]edgesplit init[/bold]          write a first inventory and plan

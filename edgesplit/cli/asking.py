@@ -14,7 +14,7 @@ from typing import Any
 
 from edgesplit.broadcast.remote import NotServing, api_key, present
 from edgesplit.cli.workspace import Workspace
-from edgesplit.errors import HostError, ServingError
+from edgesplit.errors import HostError, InputError, ServingError
 from edgesplit.hosts.host import Host
 
 UNAUTHORIZED = 401
@@ -30,7 +30,7 @@ class Api:
     _key: str = ""
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The choices of a streamed answer. Raises ServingError."""
+        """The choices of a streamed answer. Raises ServingError; InputError for what is no text."""
         space, entry = self.space, self.space.plan.entry
         try:
             with self._post(path, body) as response:
@@ -41,28 +41,32 @@ class Api:
                     if data and data != "[DONE]":
                         yield _choice(json.loads(data), space)
         except HostError as error:
-            hint = "\n".join(filter(None, [error.hint, f"if it is not deployed: edgesplit deploy {space.plan_file}"]))
+            hint = "\n".join(filter(None, [error.hint, f"if it is not deployed: {space.command('deploy')}"]))
             raise ServingError(f"no API: {error.message}", hint) from error
         except (OSError, http.client.HTTPException) as error:
-            hint = f"edgesplit status {space.plan_file} says why"
+            hint = f"{space.command('status')} says why"
             raise ServingError(f"the API of {entry} broke off: {error or type(error).__name__}", hint) from error
         except (ValueError, LookupError, TypeError) as error:
             raise _stranger(space) from error
 
     def threads(self) -> int:
         """That the entry's runner computes with. Raises ServingError, HostError."""
-        spec = self.space.inventory.hosts[self.host.name]
-        _, state = present(self.host, f"{spec.work}/{self.space.plan.name}", spec)
+        name = self.host.name
+        _, state = present(self.host, self.space.folder(name), self.space.inventory.hosts[name])
         if state is None:
-            raise ServingError(f"the runner of {self.host.name} has gone", f"edgesplit status {self.space.plan_file}")
+            raise ServingError(f"the runner of {name} has gone", self.space.command("status"))
         return int(state["threads"])
 
     @contextmanager
     def _post(self, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
+        try:
+            asked = json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError("what is asked is not text in UTF-8") from None
         for last in (False, True):
             with closing(self._connection()) as connection:
                 login = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-                connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **login})
+                connection.request("POST", path, asked, {"Content-Type": "application/json", **login})
                 with connection.getresponse() as response:
                     if response.status != UNAUTHORIZED or last:
                         yield response
@@ -77,16 +81,16 @@ class Api:
         return connection
 
     def _fetched(self) -> str:
-        space, spec = self.space, self.space.inventory.hosts[self.host.name]
+        name = self.host.name
         try:
-            return api_key(self.host, spec, f"{spec.work}/{space.plan.name}")
+            return api_key(self.host, self.space.inventory.hosts[name], self.space.folder(name))
         except NotServing as error:
-            raise _stranger(space) from error
+            raise _stranger(self.space) from error
 
 
 def _choice(event: dict[str, Any], space: Workspace) -> dict[str, Any]:
     if "error" in event:
-        raise ServingError(f"the answer broke off: {event['error']['message']}", f"edgesplit status {space.plan_file}")
+        raise ServingError(f"the answer broke off: {event['error']['message']}", space.command("status"))
     return dict(event["choices"][0])
 
 
@@ -95,7 +99,7 @@ def _refused(space: Workspace, status: int, answer: bytes) -> ServingError:
         message = json.loads(answer)["error"]["message"]
     except (ValueError, LookupError, TypeError):
         return _stranger(space)
-    hint = f"edgesplit status {space.plan_file} says more"
+    hint = f"{space.command('status')} says more"
     if status == 400:
         hint = "change the request; or the plan's workload, then profile, plan and deploy again"
     if status == 429:

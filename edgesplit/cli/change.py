@@ -10,6 +10,7 @@ import typer
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.forecast import shipping
+from edgesplit.broadcast.note import Errand
 from edgesplit.broadcast.push import Pushed, push, steps_to
 from edgesplit.broadcast.scene import Scene
 from edgesplit.broadcast.transition import Phase, Step
@@ -51,9 +52,12 @@ class Change:
         start = time.monotonic()
         try:
             with bars() as progress:
-                pushed = push(cargo, target, hosts, scene, progress, reason=self.reason)
+                pushed = push(cargo, target, hosts, scene, progress, Errand(self.reason))
         except DeployError as error:
             raise DeployError(error.message, error.hint or f"mend that, then {self.reason} again") from error
+        except KeyboardInterrupt:  # before its commit everything was put back; after it there is nothing to put back
+            talk.print("edgesplit status tells what serves")
+            raise
         seconds = time.monotonic() - start
         told = {"epoch": pushed.split.epoch, "seconds": seconds, "warnings": list(pushed.warnings)}
         manner.report({"changed": True, **told, "steps": [str(step) for step in steps]})
@@ -88,7 +92,7 @@ def _announce(steps: tuple[Step, ...], forecast: Mapping[str, float], *, every: 
         if step.phase not in (Phase.LOCK, Phase.UNLOCK):
             known = step.phase is Phase.SHIP and step.host in forecast
             takes = f", about {format_time(forecast[step.host])}" if known else ""
-            talk.print(f"  {step}{takes}")
+            talk.print(f"  {step}{takes}", soft_wrap=True)
     total = sum(step.size for step in steps)
     takes = f", in about {format_time(max(forecast.values()))} by the links as profiled" if forecast else ""
     talk.print(f"{format_size(total)} to send{takes}." if total else "Nothing to send.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,16 +30,14 @@ def run(
     """Talk with the model; it remembers what was said."""
     from edgesplit.cli.asking import Api
     from edgesplit.cli.render import talk
-    from edgesplit.cli.workspace import Workspace
-    from edgesplit.hosts.fanout import connect
+    from edgesplit.cli.workspace import at_entry
 
-    space = Workspace.open(plan, inventory)
     body: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     first = [{"role": "system", "content": system}] if system else []
     said = list(first)
-    with connect(space.inventory, [space.plan.entry], accept_new=accept_new) as hosts:
-        talk.print(f"{space.plan.name} on {space.plan.entry}; {HELP}", style="dim")
-        api = Api(hosts[space.plan.entry], space)
+    with at_entry(plan, inventory, accept_new=accept_new) as (space, entry):
+        talk.print(f"{space.plan.name} on {entry.name}; {HELP}", style="dim")
+        api = Api(entry, space)
         while text := _line():
             if text == "/new":
                 said = list(first)
@@ -49,8 +48,13 @@ def run(
 
 
 def _line() -> str:
+    """With the keys of a shell, where there is a terminal."""
+    import sys
+
+    with suppress(ImportError):
+        import readline  # noqa: F401 - input() uses it where it is loaded
     try:
-        return input("> ").strip()
+        return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return ""
 
@@ -63,13 +67,16 @@ def _answer(api: Api, body: dict[str, Any]) -> str:
     from edgesplit.units import format_time
 
     start, times, text, tokens = time.monotonic(), [], "", 0
-    for choice in api.stream("/v1/chat/completions", {**body, "stream": True, "return_token_ids": True}):
-        times.append(time.monotonic())
-        piece = choice["delta"].get("content") or ""
-        tokens = len(choice.get("token_ids", ())) or tokens
-        text += piece
-        typer.echo(piece, nl=False)
-    typer.echo()
+    try:
+        for choice in api.stream("/v1/chat/completions", {**body, "stream": True, "return_token_ids": True}):
+            times.append(time.monotonic())
+            piece = choice["delta"].get("content") or ""
+            tokens = len(choice.get("token_ids", ())) or tokens
+            text += piece
+            typer.echo(piece, nl=False)
+    finally:
+        if text:
+            typer.echo()
     if tokens > 1 and times[-1] > times[0]:
         speed = (tokens - 1) / (times[-1] - times[0])
         talk.print(

@@ -23,7 +23,7 @@ def run(
     """Push shards and runners over SSH and bring the planned split up; all hosts change together, or none."""
     from edgesplit.broadcast.scene import look, settled
     from edgesplit.cli.change import Change, Manner
-    from edgesplit.cli.render import talk
+    from edgesplit.cli.render import talk, tell
     from edgesplit.cli.workspace import Workspace
     from edgesplit.errors import InputError
     from edgesplit.hosts.fanout import connect
@@ -32,8 +32,8 @@ def run(
         raise InputError("--detailed-exitcode says what --dry-run found", "give both")
     space, manner = Workspace.open(plan, inventory), Manner(yes, dry_run, as_json, detailed_exitcode)
     target = space.split()
-    with talk.status("naming the shards ..."):
-        cargo = space.cargo()
+    cargo = space.cargo()
+    tell(cargo.checkpoint.notes)
     with connect(space.inventory, accept_new=accept_new) as hosts:
         fleet = space.fleet()
         scene = look(cargo, hosts, fleet)
@@ -45,5 +45,5 @@ def run(
     api = space.plan.api
     encodes = space.checkpoint.chain.kind == "encoder"
     embeddings = f"it answers http://{api.address}:{api.port}/v1/embeddings"
-    generate = f"next: edgesplit generate {space.plan_file} 'Hello'"
+    generate = f"next: {space.command('generate', 'Hello')}"
     talk.print(embeddings if encodes else generate, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,8 +36,6 @@ def run(
 
     Needs root. What was done already is kept: an evaluation that was broken off is gone on with.
     """
-    import shutil
-
     from edgesplit.cli.render import print_json, talk
     from edgesplit.evaluation.evaluate import Evaluation
     from edgesplit.evaluation.scenario import load_stage
@@ -44,10 +43,9 @@ def run(
 
     stages = [load_stage(path) for path in scenarios]
     need_root()
-    if fresh:
-        for stage in stages:
-            shutil.rmtree(folder / stage.name, ignore_errors=True)
     evaluation = Evaluation(folder, lambda text: talk.print(text, soft_wrap=True))
+    for stage in stages if fresh else ():
+        evaluation.forget(stage)
     numbers = range(1, repeat + 1) if only is None else [only]
     done = [(stage, run) for number in numbers for stage in stages for run in evaluation.runs(stage, [number])]
     found = [(stage, [run for each, run in done if each is stage]) for stage in stages]
@@ -64,7 +62,7 @@ def run(
 def _flat(stage: Stage, run: Run) -> dict[str, object]:
     from edgesplit.evaluation.metrics import figures
 
-    told = figures(run, stage.plan.service).model_dump(mode="json")
+    told = json.loads(figures(run, stage.plan.service).to_json())  # where there is no figure, null
     return {"scenario": run.name, "mode": run.mode, "repetition": run.repetition, **told}
 
 
@@ -92,14 +90,18 @@ def _show(stage: Stage, runs: list[Run]) -> None:
 
 
 def _write(report: Path, found: list[tuple[Stage, list[Run]]]) -> None:
+    from edgesplit.errors import EdgesplitError
     from edgesplit.evaluation.charts import chart
     from edgesplit.evaluation.report import merged, section
 
-    pictures = report.with_suffix("")
-    pictures.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for stage, runs in found:
-        (pictures / f"{stage.name}.svg").write_text(chart(stage.scenario.title, runs))
-        parts.append(section(stage, _sorted(stage, runs), f"{pictures.name}/{stage.name}.svg"))
-    text = report.read_text() if report.exists() else ""
-    report.write_text(merged(text, "\n\n".join(["", *parts, ""])))
+    pictures, parts = report.with_suffix(""), []
+    try:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for stage, runs in found:
+            (pictures / f"{stage.name}.svg").write_text(chart(stage.scenario.title, runs))
+            parts.append(section(stage, _sorted(stage, runs), f"{pictures.name}/{stage.name}.svg"))
+        text = report.read_text() if report.exists() else ""
+        report.write_text(merged(text, "\n\n".join(["", *parts, ""])))
+    except OSError as error:
+        hint = "the runs are kept: the same again, with another --report, takes no time"
+        raise EdgesplitError(f"{error.filename} cannot be written: {error.strerror}", hint) from error

@@ -26,11 +26,9 @@ def run(
     """Generate text through the split."""
     from edgesplit.cli.asking import Api
     from edgesplit.cli.render import print_json, talk
-    from edgesplit.cli.workspace import Workspace
+    from edgesplit.cli.workspace import at_entry
     from edgesplit.errors import ServingError
-    from edgesplit.hosts.fanout import connect
 
-    space = Workspace.open(plan, inventory)
     body: dict[str, Any] = {"max_tokens": max_tokens, "stream": True, "return_token_ids": True}
     body |= {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     body |= {"temperature": 0.0 if check else temperature, "seed": seed}
@@ -38,18 +36,20 @@ def run(
     tokens: list[int] = []
     asked: list[int] = []
     text, end = "", None
-    with connect(space.inventory, [space.plan.entry], accept_new=accept_new) as hosts:
-        api = Api(hosts[space.plan.entry], space)
-        for choice in api.stream(path, body):
-            piece = choice["delta"]["content"] if chat else choice["text"]
-            text += piece
-            end = choice["finish_reason"] or end
-            tokens, asked = choice.get("token_ids", tokens), choice.get("prompt_token_ids", asked)
-            if not as_json:
-                typer.echo(piece, nl=False)
+    with at_entry(plan, inventory, accept_new=accept_new) as (space, entry):
+        api = Api(entry, space)
+        try:
+            for choice in api.stream(path, body):
+                piece = choice["delta"]["content"] if chat else choice["text"]
+                text += piece
+                end = choice["finish_reason"] or end
+                tokens, asked = choice.get("token_ids", tokens), choice.get("prompt_token_ids", asked)
+                if not as_json:
+                    typer.echo(piece, nl=False)
+        finally:
+            if text and not as_json:
+                typer.echo()
         threads = api.threads() if check and space.plan.quantization else 1
-    if not as_json:
-        typer.echo()
     same = None
     if check:
         from edgesplit.model.unsplit import Computing, greedy
@@ -60,7 +60,7 @@ def run(
     if as_json:
         print_json({"text": text, "finish_reason": end, "token_ids": tokens, "equal_to_unsplit": same})
     if end is None:
-        raise ServingError("the answer broke off", f"edgesplit status {space.plan_file} says why")
+        raise ServingError("the answer broke off", f"{space.command('status')} says why")
     if same is False:
         raise ServingError("the split model's tokens differ from the unsplit model's", "please report this")
     if same:

@@ -22,14 +22,11 @@ def run(
 ) -> None:
     """Show what was decided while this deployment was watched, by whomever: the log is on the entry host."""
     from edgesplit.cli.render import out, show
-    from edgesplit.cli.workspace import Workspace
-    from edgesplit.hosts.fanout import connect
+    from edgesplit.cli.workspace import at_entry
     from edgesplit.orchestrator.history import read
 
-    space = Workspace.open(plan, inventory)
-    entry = space.plan.entry
-    with connect(space.inventory, [entry], accept_new=accept_new) as hosts:
-        found = read(hosts[entry], f"{space.inventory.hosts[entry].work}/{space.plan.name}")
+    with at_entry(plan, inventory, accept_new=accept_new) as (space, entry):
+        found = read(entry, space.folder(entry.name))
     found = [event for event in found if event.event != "keep" or not moves][-last:]
     if as_json:
         for event in found:
@@ -38,7 +35,7 @@ def run(
         show(f"History of {space.plan.name}", ["when", ">epoch", "what", ">gain", ">net", "why, and what came of it"],
              [_row(event) for event in found])  # fmt: skip
     else:
-        out.print(f"nothing was decided yet; edgesplit watch {plan}")
+        out.print(f"nothing was decided yet; {space.command('watch')}", soft_wrap=True)
 
 
 def _row(event: Event) -> list[str]:

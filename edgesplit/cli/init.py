@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgesplit.draft import Found
 
 FORGES = {"github.com", "gitlab.com", "bitbucket.org", "codeberg.org", "ssh.dev.azure.com"}  # no machines of anybody's
+WAY = ("port", "proxyjump", "proxycommand")  # what ssh's configuration says of the way to an address
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 
 
@@ -26,6 +27,8 @@ def run(
     model: Annotated[str, typer.Option("--model", help="Id on the Hugging Face hub, or a folder.")] = MODEL,
 ) -> None:
     """Write inventory.yaml and plan.yaml, with comments; this machine is the entry. Nothing is ever overwritten."""
+    import shlex
+
     from edgesplit import draft
     from edgesplit.cli.render import talk
     from edgesplit.errors import InputError
@@ -35,7 +38,10 @@ def run(
     files = folder / "inventory.yaml", folder / "plan.yaml"
     there = [str(file) for file in files if file.exists()]
     if there:
-        raise InputError(f"{' and '.join(there)} exist already", "give another folder: edgesplit init FOLDER")
+        raise InputError(
+            f"{' and '.join(there)} exist{'s' if len(there) == 1 else ''} already",
+            "give another folder: edgesplit init FOLDER",
+        )
     hosts = _of_ansible(ansible) if ansible is not None else _of_ssh_config()
     origin = f"from {ansible}" if ansible is not None else "from ~/.ssh/config"
     here = _here([host.address for host in hosts])
@@ -53,7 +59,7 @@ def run(
     )
     if not hosts:
         talk.print("no other host was found: add yours to the inventory by hand")
-    talk.print(f"next: edgesplit check {files[1]}", soft_wrap=True)
+    talk.print(f"next: {shlex.join(['edgesplit', 'check', str(files[1])])}", soft_wrap=True)
 
 
 def _write(file: Path, text: str) -> None:
@@ -83,15 +89,27 @@ def _of_ssh_config() -> list[Found]:
             said = {}
         address = said.get("hostname", [alias])[0]
         if address not in FORGES:
-            found.append(Found(alias, target, {} if address == alias else {"data": {"address": address}}))
+            more = {} if address == alias else {"data": {"address": address}}
+            way = tuple(word for keyword in WAY for word in said.get(keyword, ()))
+            found.append(Found(alias, target, more, way))
     return apart(found)
 
 
 def _of_ansible(file: Path) -> list[Found]:
+    from edgesplit.cli.render import talk
     from edgesplit.draft import Found
+    from edgesplit.errors import InputError
     from edgesplit.inventory import load_inventory
 
-    hosts = load_inventory(file).hosts.items()
+    whole = f"ansible-inventory -i {file} --list --yaml > hosts.yaml"
+    try:
+        hosts = load_inventory(file).hosts.items()
+    except InputError as error:
+        hint = error.hint if file.suffix in (".yaml", ".yml") else f"an inventory in YAML is read: {whole}"
+        raise InputError(error.message, hint) from error
+    for folder in ("group_vars", "host_vars"):
+        if (file.parent / folder).is_dir():
+            talk.print(f"{file.parent / folder} was not read; with what it says: {whole}", soft_wrap=True)
     return [
         Found(name, spec.ssh, spec.model_dump(exclude={"connection", "ssh"}, exclude_defaults=True))
         for name, spec in hosts

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgesplit.cli.options import Json
+from edgesplit.cli.options import Json, Yes
 
 if TYPE_CHECKING:
     from edgesplit.lab.lab import Lab, LabStatus, LaneStatus
@@ -16,13 +16,19 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     help="A fleet on this machine: hosts with sshd, limits and links that can be changed while they run. Needs root.",
+    epilog="Example: edgesplit lab up plans/lab/five.yaml",
 )
-setting = typer.Typer(no_args_is_help=True, help="Change a link or a host of a running lab.")
+setting = typer.Typer(
+    no_args_is_help=True,
+    help="Change a link or a host of a running lab.",
+    epilog="Example: edgesplit lab set link desk shelf --delay 20ms",
+)
 app.add_typer(setting, name="set")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The lab file (YAML).", show_default=False)]
 Host = Annotated[str, typer.Argument(metavar="HOST", help="A host of the lab.", show_default=False)]
-End = Annotated[str, typer.Argument(help="A host of the lab, or `controller`.", show_default=False)]
+A = Annotated[str, typer.Argument(metavar="A", help="A host of the lab, or `controller`.", show_default=False)]
+B = Annotated[str, typer.Argument(metavar="B", help="The other end.", show_default=False)]
 Which = Annotated[str | None, typer.Option("--lab", help="Which lab, if there are several.", show_default=False)]
 
 
@@ -71,24 +77,33 @@ def status(lab: Which = None, as_json: Json = False) -> None:
 
 @app.command(epilog="Example: edgesplit lab down five")
 def down(
-    name: Annotated[str | None, typer.Argument(help="The lab, if there are several.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="LAB", help="Which, if there are several.", show_default=False)
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every lab, and whatever is left of one.")] = False,
+    yes: Yes = False,
 ) -> None:
-    """Take a lab off this machine, also what a crash left of it."""
-    from edgesplit.cli.render import talk
+    """Take a lab off this machine, also what a crash left of it. With --all it asks: somebody may be using one."""
+    from edgesplit.cli.render import ask, talk
+    from edgesplit.errors import InputError
     from edgesplit.lab.down import down as take_down
     from edgesplit.lab.machine import labs, need_root, the_one
 
+    if everything and name is not None:
+        raise InputError(f"either {name} or --all", "give one of them")
     need_root()
-    for each in labs() if everything else [the_one(name)]:
+    chosen = labs() if everything else [the_one(name)]
+    if everything and chosen and not yes:
+        ask(f"Take down {', '.join(chosen)}?")
+    for each in chosen:
         take_down(each)
         talk.print(f"{each} is down")
 
 
 @setting.command(epilog="Example: edgesplit lab set link desk shelf --rate 10mbit --delay 20ms --loss 1%")
 def link(
-    a: End,
-    b: End,
+    a: A,
+    b: B,
     rate: Annotated[str | None, typer.Option(help="10Mbit/s, 10mbit, or unlimited.", show_default=False)] = None,
     delay: Annotated[str | None, typer.Option(help="One way, 20ms; half a round trip.", show_default=False)] = None,
     loss: Annotated[str | None, typer.Option(help="Share of frames, 1%; 100% cuts.", show_default=False)] = None,

@@ -72,7 +72,8 @@ class Picture:
     token: float | None
     wished: float | None
     running: int
-    shed: int | None  # so many sequences at a time are all that is served
+    concurrency: int  # sequences at a time, by the plan
+    at_once: int | None  # ... and as they are served, if not by it
     slow: float  # pace from which a host counts as slow
     standby: str
     doing: str
@@ -112,8 +113,9 @@ def _heading(picture: Picture, width: int) -> Text:
     else:
         left.append(f"epoch {picture.epoch} serves", "green")
         left.append(f"  {picture.running} under way")
-        if picture.shed is not None:
-            left.append(f", only {picture.shed} at a time", "red")
+        if picture.at_once is not None:
+            fewer = picture.at_once < picture.concurrency
+            left.append(f", {'only ' * fewer}{picture.at_once} at a time", "red" if fewer else "")
         left.append(*_service(picture))
     left.truncate(max(0, width - len(picture.clock) - 2), overflow="ellipsis")
     left.pad_right(max(0, width - left.cell_len - len(picture.clock)))

@@ -124,7 +124,7 @@ def _privacy(report: Report) -> Markup:
     )
     parts = [_shown(tables.sights(report)), el("p", note, class_="soft")]
     if report.audit is not None:
-        worst = [exposure.worst for exposure in report.audit.exposures]
+        worst = {exposure.block: exposure.worst for exposure in report.audit.exposures}
         words = audit_words(worst, report.solution.split, report.problem.trusted)
         parts += [_shown(tables.exposures(report.audit, report)), listed(words)]
     return section("Who sees what", *parts)

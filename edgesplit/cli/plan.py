@@ -79,12 +79,13 @@ def run(
     """Compute the optimal split of the model over the hosts, show it, and save it."""
     from edgesplit.cli.plan_text import show_report
     from edgesplit.cli.precisions import show_precisions, shown_if_infeasible, weigh_up
-    from edgesplit.cli.render import out, print_json
+    from edgesplit.cli.render import out, print_json, tell
     from edgesplit.cli.report import Asked, Posed, gather
     from edgesplit.cli.workspace import Workspace
 
     space = Workspace.open(plan, inventory)
     fleet = space.fleet()
+    tell(space.checkpoint.notes)
     problem = space.problem(fleet)
     asked = Asked(
         blocks=_blocks(space, explain) if explain is not None else range(0),
@@ -109,7 +110,7 @@ def run(
     if html is not None:
         out.print(f"page: {html}", soft_wrap=True)
     out.print(f"saved to {path}", soft_wrap=True)
-    out.print(f"next: edgesplit deploy {plan}", soft_wrap=True)
+    out.print(f"next: {space.command('deploy')}", soft_wrap=True)
 
 
 def _within(seconds: float) -> Callable[[], bool]:
@@ -174,5 +175,11 @@ def _audit(space: Workspace, texts: Path) -> Audit:
     samples = read_texts(texts)
     with Progress(console=talk, transient=True) as progress:
         task = progress.add_task("auditing", total=checkpoint.chain.layers + 1)
-        advance, trusted = (lambda _: progress.advance(task)), bool(checkpoint.own_code)
-        return audit(checkpoint.folder, space.plan.dtype, samples, advance, trusted=trusted)
+        return audit(
+            checkpoint.folder,
+            space.plan.dtype,
+            samples,
+            lambda block: progress.update(task, completed=block + 1),
+            glued=checkpoint.chain.glued,
+            trusted=bool(checkpoint.own_code),
+        )

@@ -26,7 +26,7 @@ def show_report(report: Report) -> None:
         _whole(report, report.outlook)
     if report.audit is not None:
         _show(tables.exposures(report.audit, report))
-        worst = [exposure.worst for exposure in report.audit.exposures]
+        worst = {exposure.block: exposure.worst for exposure in report.audit.exposures}
         bullets("", audit_words(worst, report.solution.split, report.problem.trusted))
         out.print()
 

@@ -51,7 +51,7 @@ def run(
     if entry in fleet.problems:
         raise HostError(entry, f"nothing can be planned without the entry: {fleet.problems[entry]}", check)
     if not as_json:
-        out.print(f"next: edgesplit plan {plan}", soft_wrap=True)
+        out.print(f"next: {space.command('plan')}", soft_wrap=True)
 
 
 def _measure(space: Workspace, *, accept_new: bool) -> Fleet:
@@ -62,6 +62,8 @@ def _measure(space: Workspace, *, accept_new: bool) -> Fleet:
     from edgesplit.profiling.collect import profile
 
     checkpoint = space.checkpoint
+    space.check_pins()
+    space.check_cache()
     with (
         connect(space.inventory, accept_new=accept_new) as hosts,
         talk.status(f"measuring {len(space.inventory.hosts)} hosts ...") as status,

@@ -6,7 +6,7 @@ import json
 import sys
 import textwrap
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from edgesplit.broadcast.transition import Phase, Step
+from edgesplit.errors import EdgesplitError
 
 # What is printed is text as it is: a path may hold brackets and colons. soft_wrap=True where it must not be broken.
 out = Console(markup=False, emoji=False, highlight=False)
@@ -28,12 +29,22 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2))
 
 
+def tell(notes: Iterable[str]) -> None:
+    """What somebody should know, on standard error."""
+    for note in notes:
+        talk.print(f"note: {note}", soft_wrap=True)
+
+
 def ask(question: str) -> None:
-    """Go on only after a yes. On standard error, so that standard output stays data. Raises typer.Abort."""
+    """Go on only after a yes. On standard error, so that standard output stays data.
+
+    Raises typer.Abort after a no, EdgesplitError where nobody answers.
+    """
     typer.echo(f"{question} [y/N] ", nl=False, err=True)
     answer = sys.stdin.readline()
     if not answer:
         typer.echo(err=True)  # nobody is there to end the line
+        raise EdgesplitError("nobody answered, so nothing was done", "--yes goes on without asking")
     if answer.strip().lower() not in ("y", "yes"):
         raise typer.Abort
 
@@ -98,22 +109,21 @@ class Bars:
         self._progress.console.print("  putting the hosts back as they were ...")
 
 
+def _progress() -> Progress:
+    """Of bytes; nothing where there is no terminal."""
+    columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal)
+
+
 @contextmanager
 def bars() -> Iterator[Bars]:
-    columns = (TextColumn("  {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=talk, transient=True) as progress:
+    with _progress() as progress:
         yield Bars(progress)
 
 
-class Quiet:
-    """Progress for nobody."""
-
-    def begin(self, step: Step) -> None: ...
-
-    def sent(self, step: Step, size: int) -> None: ...
-
-    def note(self, step: Step, text: str) -> None: ...
-
-    def end(self, step: Step) -> None: ...
-
-    def undo(self) -> None: ...
+@contextmanager
+def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of so many bytes; is told of each piece."""
+    with _progress() as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda size: progress.advance(task, size)

@@ -22,8 +22,7 @@ def run(
     from edgesplit.hosts.fanout import connect
 
     space = Workspace.open(plan, inventory)
-    with talk.status("naming the shards ..."):
-        cargo = space.cargo()
+    cargo = space.cargo()
     with connect(space.inventory, accept_new=accept_new) as hosts:
         scene = look(cargo, hosts)
         before = recall(cargo, hosts, scene)

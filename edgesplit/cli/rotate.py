@@ -20,13 +20,11 @@ def run(
     from edgesplit.broadcast.recall import repeat
     from edgesplit.broadcast.scene import look
     from edgesplit.cli.change import Change, Manner
-    from edgesplit.cli.render import talk
     from edgesplit.cli.workspace import Workspace
     from edgesplit.hosts.fanout import connect
 
     space = Workspace.open(plan, inventory)
-    with talk.status("naming the shards ..."):
-        cargo = space.cargo()
+    cargo = space.cargo()
     with connect(space.inventory, accept_new=accept_new) as hosts:
         scene = look(cargo, hosts)
         again = repeat(cargo, scene)

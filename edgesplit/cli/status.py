@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from edgesplit.cli.options import AcceptNew, Inventory, Json, Plan
@@ -22,27 +23,21 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
     from edgesplit.hosts.fanout import connect, survey
 
     space = Workspace.open(plan, inventory)
-    name, specs = space.plan.name, space.inventory.hosts
+    name, at, specs = space.plan.name, space.plan.entry, space.inventory.hosts
     with connect(space.inventory, accept_new=accept_new) as hosts:
-        found, errors = survey(hosts, lambda host: present(host, f"{specs[host.name].work}/{name}", specs[host.name]))
-        kept = (
-            manifest(hosts[space.plan.entry], f"{specs[space.plan.entry].work}/{name}")
-            if space.plan.entry in found
-            else None
-        )
+        found, errors = survey(hosts, lambda host: present(host, space.folder(host.name), specs[host.name]))
+        kept = manifest(hosts[at], space.folder(at)) if at in found else None
     split = None if kept is None else split_of(kept)
     states = {host: state for host, (_, state) in found.items()}
     reality = _judged(space, split, states)
-    entry = states.get(space.plan.entry)
+    entry = states.get(at)
     serving = entry is not None and split is not None and entry["serving"] == split.epoch
-    epoch = {} if entry is None or split is None else entry["epochs"].get(str(split.epoch), {})
-    broken = str(epoch.get("reason", ""))
+    broken = _reason(entry, split)
     report = {
         "deployment": name,
         "serving": serving and not broken,
         "broken": broken,
         "epoch": None if split is None else split.epoch,
-        "keys_age_s": epoch.get("age_s"),
         "dtype": None if kept is None else kept.dtype,
         "quantization": None if kept is None else kept.quantization or None,
         "stages": _stages(split, states, reality),
@@ -56,11 +51,17 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
         print_json(report)
     else:
         _show(report)
-    if space.plan.entry in errors:
-        raise errors[space.plan.entry]
+    if at in errors:
+        raise errors[at]
     if not report["serving"]:
-        hint = f"edgesplit deploy {plan}" if split is None else f"edgesplit watch {plan} mends it; or deploy again"
+        hint = space.command("deploy") if split is None else f"{space.command('watch')} mends it; or deploy again"
         raise ServingError(f"{name} does not serve" + (f": {broken}" if broken else ""), hint)
+
+
+def _reason(entry: dict[str, Any] | None, split: Split | None) -> str:
+    if entry is None or split is None:
+        return ""
+    return str(entry["epochs"].get(str(split.epoch), {}).get("reason", ""))
 
 
 def _judged(space: Workspace, split: Split | None, states: dict[str, dict[str, Any] | None]) -> Reality | None:
@@ -76,9 +77,10 @@ def _judged(space: Workspace, split: Split | None, states: dict[str, dict[str, A
         if not problem.generates:
             return None
         reality = compare(split, problem, seen(split, states))
-        space.learn(fleet, learn(fleet.learned, reality))
     except EdgesplitError:
         return None
+    with suppress(EdgesplitError):  # where the plan lies somebody else may write
+        space.learn(fleet, learn(fleet.learned, reality))
     return reality
 
 
@@ -114,7 +116,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
 
 def _show(report: dict[str, Any]) -> None:
     from edgesplit.cli.render import out, show
-    from edgesplit.units import format_size, format_time
+    from edgesplit.units import format_size
 
     rows = [
         [
@@ -133,8 +135,7 @@ def _show(report: dict[str, Any]) -> None:
     note = "Seen: time of a decode step. Said: what the profile and its lessons predict for it. Memory of the runner."
     if rows:
         precision = " ".join(filter(None, [report["dtype"], report["quantization"]]))
-        age = "" if report["keys_age_s"] is None else f", keys {format_time(report['keys_age_s'])} old"
-        show(f"{report['deployment']}, epoch {report['epoch']}, {precision}{age}", columns, rows, note)
+        show(f"{report['deployment']}, epoch {report['epoch']}, {precision}", columns, rows, note)
     if report["links"]:
         links = [
             [link["name"], _seconds(link["measured"]), _seconds(link["predicted"]), _share(link["error"])]

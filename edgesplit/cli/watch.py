@@ -62,7 +62,7 @@ def run(
         except KeyboardInterrupt:
             resources.close()
             serves = "goes on serving" if watch.state.broken_at is None else "is broken, and nobody mends it"
-            _say(f"no longer watching; epoch {watch.running.epoch} {serves}")
+            _say(f"no longer watching; {space.plan.name} {serves}")
 
 
 class _How:
@@ -88,20 +88,21 @@ def _open(
     from edgesplit.orchestrator.verdict import Mind
     from edgesplit.orchestrator.watch import Surroundings, Watch
 
-    plan, entry, cargo = space.plan_file, hosts[space.plan.entry], space.cargo()
+    entry, cargo = hosts[space.plan.entry], space.cargo()
     kept = manifest(entry, cargo.folder(entry.name))
     if kept is None:
-        raise ServingError(f"{space.plan.name} is not deployed", f"edgesplit deploy {plan}")
-    shed = cargo.shed(kept)
-    if not cargo.shedding(shed).matches(kept):
+        raise ServingError(f"{space.plan.name} is not deployed", space.command("deploy"))
+    at_once = cargo.at_once(kept)
+    if not cargo.serving(at_once).matches(kept):
         raise MovedError(
             "the plan, the inventory or the checkpoint is not the one that is deployed",
-            f"run: edgesplit plan {plan} and edgesplit deploy {plan}",
+            f"{space.command('plan')} && {space.command('deploy')}",
         )
     fleet = _fleet(space, entry, cargo.folder(entry.name))
     around = Surroundings(space.rereader(), partial(door, accept_new=how.accept_new), space.keep)
     doing = Doing()
-    watch = Watch(cargo, fleet, hosts, split_of(kept), doing, around, claim=not how.dry_run, state=Mind(shed=shed))
+    mind = Mind(at_once=at_once)
+    watch = Watch(cargo, fleet, hosts, split_of(kept), doing, around, claim=not how.dry_run, state=mind)
     resources.enter_context(watch)
     if how.screen and out.is_terminal:
         screen = Screen(watch, doing, out, time.time)
@@ -149,4 +150,4 @@ def _show(event: Event, *, as_json: bool) -> None:
     if event.event == "reading":
         return
     clock = datetime.datetime.fromtimestamp(event.at).strftime("%H:%M:%S")
-    out.print(f"{clock}  epoch {event.epoch}  {event.event:<9}  {event.text}")
+    out.print(f"{clock}  epoch {event.epoch}  {event.event:<9}  {event.text}", soft_wrap=True)

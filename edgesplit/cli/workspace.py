@@ -5,21 +5,28 @@ Everything in the cache can be made again; the truth is on the hosts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from edgesplit.broadcast.cargo import Cargo
+from edgesplit.cli.render import counted
 from edgesplit.errors import EdgesplitError, InputError, MovedError
 from edgesplit.fleet import Fleet, Learned, Lessons
+from edgesplit.hosts.fanout import connect
+from edgesplit.hosts.host import Host
 from edgesplit.inventory import Inventory, load_inventory
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint, resolve
 from edgesplit.model.shards import Cut, cut
 from edgesplit.plan import ModelPlan, load_plan
 from edgesplit.profiling.collect import measured_for
-from edgesplit.revision.problem import Problem, pose
+from edgesplit.revision.problem import Problem, permitted, pose
 from edgesplit.split import Digests, Split
 from edgesplit.values import Value, digest
 
@@ -39,9 +46,9 @@ class Workspace:
         """Raises InputError for either file, and for a plan whose entry is not in the inventory."""
         plan = load_plan(plan_file)
         if inventory_file is None:
-            if plan.inventory is None:
+            inventory_file = _named(plan, plan_file)
+            if inventory_file is None:
                 raise InputError(f"{plan_file}: the plan names no inventory", "add `inventory:` or give -i FILE")
-            inventory_file = plan_file.parent / Path(plan.inventory).expanduser()
         inventory = load_inventory(inventory_file)
         if plan.entry not in inventory.hosts:
             names = ", ".join(inventory.hosts)
@@ -50,6 +57,16 @@ class Workspace:
             hint = f"set `trusted: true` for {plan.entry}, or name a trusted host as entry"
             raise InputError(f"{plan_file}: entry: {plan.entry} is not trusted, but sees the text", hint)
         return cls(plan_file, plan, inventory_file, inventory)
+
+    def command(self, verb: str, *more: str) -> str:
+        """A verb on these very files, as a person types it."""
+        elsewhere = self.inventory_file != _named(self.plan, self.plan_file)
+        given = ["-i", str(self.inventory_file)] if elsewhere else []
+        return shlex.join(["edgesplit", verb, str(self.plan_file), *given, *more])
+
+    def folder(self, host: str) -> str:
+        """Of the deployment, on a host."""
+        return f"{self.inventory.hosts[host].work}/{self.plan.name}"
 
     @property
     def cache(self) -> Path:
@@ -87,25 +104,37 @@ class Workspace:
         return Cargo(self.plan, self.inventory, self.checkpoint, self.cut())
 
     def cut(self) -> Cut:
-        return cut(self.checkpoint, self.cache / "hashes.json")
+        total = sum(tensor.size for tensor in self.checkpoint.tensors.values())
+        with counted("naming the shards", total) as read:
+            return cut(self.checkpoint, self.cache / "hashes.json", read)
 
     # --- what verbs leave for each other ---
 
     def save(self, name: str, value: Value) -> Path:
         """Raises EdgesplitError when the cache cannot be written."""
         path = self.cache / name
-        part = path.with_suffix(".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")  # several verbs may run at once
+        with self._writing(path):
             part.write_text(value.to_json())
             part.replace(path)
+        return path
+
+    def check_cache(self) -> None:
+        """Raises EdgesplitError when nothing can be saved: before hosts are measured for minutes."""
+        with self._writing(self.cache):
+            tempfile.TemporaryFile(dir=self.cache).close()
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            yield
         except OSError as error:
             hint = "verbs leave each other notes in a folder beside the plan: put the plan where you may write"
             raise EdgesplitError(f"{path} cannot be written: {error.strerror}", hint) from error
-        return path
 
     def _load(self, name: str, kind: type[T], verb: str) -> T:
-        path, hint = self.cache / name, f"edgesplit {verb} {self.plan_file}"
+        path, hint = self.cache / name, self.command(verb)
         try:
             return kind.model_validate_json(path.read_bytes())
         except FileNotFoundError:
@@ -127,7 +156,7 @@ class Workspace:
         if fleet.plan != measured_for(self.checkpoint, self.plan, self.inventory):
             raise MovedError(
                 "the profile was measured for another model, precision, workload, number of cores or Python",
-                f"edgesplit profile {self.plan_file}",
+                self.command("profile"),
             )
         return fleet.model_copy(update={"learned": self._learned(fleet)})
 
@@ -183,8 +212,18 @@ class Workspace:
 
     def problem(self, fleet: Fleet) -> Problem:
         """Raises InputError for pins that make no sense, InfeasibleError when the entry cannot be used."""
-        try:
+        with self._named_by_the_plan():
             return pose(self.checkpoint.chain, fleet, self.plan, self.inventory)
+
+    def check_pins(self) -> None:
+        """Raises InputError for pins that make no sense, which needs no profile."""
+        with self._named_by_the_plan():
+            permitted(self.checkpoint.chain, self.plan, self.inventory)
+
+    @contextmanager
+    def _named_by_the_plan(self) -> Iterator[None]:
+        try:
+            yield
         except InputError as error:
             hint = error.hint or "plans/example.yaml shows how pins are written"
             raise InputError(f"{self.plan_file}: {error.message}", hint) from error
@@ -196,5 +235,19 @@ class Workspace:
         changed = [name for name in Digests.model_fields if getattr(split.digests, name, None) != getattr(now, name)]
         if changed:
             raise MovedError(f"the {' and the '.join(changed)} changed since the split was computed",
-                             f"edgesplit plan {self.plan_file}")  # fmt: skip
+                             self.command("plan"))  # fmt: skip
         return split
+
+
+@contextmanager
+def at_entry(plan: Path, inventory: Path | None, *, accept_new: bool) -> Iterator[tuple[Workspace, Host]]:
+    """What the files say, and the entry host."""
+    space = Workspace.open(plan, inventory)
+    entry = space.plan.entry
+    with connect(space.inventory, [entry], accept_new=accept_new) as hosts:
+        yield space, hosts[entry]
+
+
+def _named(plan: ModelPlan, plan_file: Path) -> Path | None:
+    """The inventory that the plan names."""
+    return None if plan.inventory is None else plan_file.parent / Path(plan.inventory).expanduser()

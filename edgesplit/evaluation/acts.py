@@ -35,8 +35,8 @@ class Acts:
                 at = self._now()
                 try:
                     self._do(act)
-                except EdgesplitError as error:
-                    self.trouble.append(f"{act.text}: {error.message}")
+                except (EdgesplitError, OSError) as error:
+                    self.trouble.append(f"{act.text}: {error}")
                 self.changes.append(Change(at=at, text=act.text))
 
     def _now(self) -> float:

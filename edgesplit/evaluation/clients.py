@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from edgesplit.evaluation.demand import Ask
@@ -152,12 +151,6 @@ def main() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     enter_network(task.network)
     Clients(task).run()
-
-
-def start_words(python: str) -> tuple[list[str], dict[str, str]]:
-    """(command, environment)"""
-    root = str(Path(__file__).parents[2])
-    return [python, "-m", "edgesplit.evaluation.clients"], {**os.environ, "PYTHONPATH": root}
 
 
 if __name__ == "__main__":

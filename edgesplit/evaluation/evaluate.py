@@ -35,6 +35,12 @@ class Evaluation:
             found = [run for run in kept if run is not None]
             yield from found if len(found) == len(MODES) else self._both(stage, number)
 
+    def forget(self, stage: Stage) -> None:
+        """Its runs, and nothing else that is in their folder."""
+        for mode in MODES:
+            for file in (self.folder / stage.name).glob(f"{mode}-*.json"):
+                file.unlink()
+
     def _both(self, stage: Stage, number: int) -> Iterator[Run]:
         self.say(f"{stage.name} {number}: the model and its right answers")
         found = reference.checkpoint(stage)

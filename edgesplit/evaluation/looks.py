@@ -34,7 +34,8 @@ class Looks:
 
     def run(self, over: threading.Event) -> None:
         while not over.wait(EVERY):
-            self.look()
+            with suppress(OSError, ValueError):  # a host's group is being made anew: it was just killed
+                self.look()
 
     def look(self) -> None:
         now, status = time.monotonic(), self.lab.status()

@@ -128,15 +128,15 @@ def _dues(answer: Answer, first: float, each: float) -> Iterator[tuple[float, fl
 
 def _gaps(run: Run) -> Iterator[float]:
     """Seconds of each stretch in which nobody got a token although somebody waited."""
-    begins = sorted(answer.asked for answer in run.answers)
     ends = [answer.ended for answer in run.answers]
     tokens = sorted(time for answer in run.answers for time in answer.times)
     last = 0.0
     for token in [*tokens, max(ends, default=0.0)]:
-        waiting = [max(last, answer.asked) for answer in run.answers if answer.asked < token and answer.ended > last]
-        since = min(waiting, default=token) if begins else token
-        if token - since >= DOWN:
-            yield token - since
+        if token - last >= DOWN:
+            waiting = (max(last, each.asked) for each in run.answers if each.asked < token and each.ended > last)
+            since = min(waiting, default=token)
+            if token - since >= DOWN:
+                yield token - since
         last = token
 
 

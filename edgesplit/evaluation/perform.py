@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -83,6 +83,8 @@ class Repetition:
             acts = Acts(lab, self.stage.scenario.events, start, lambda: self._revive(lab, mode, log))
             with _meanwhile(looks.run, acts.run):
                 answers, _ = clients.communicate()
+            if clients.returncode:
+                raise EdgesplitError(f"the clients ended with {clients.returncode}", f"see {log.name}")
         return Played(
             seconds=self.stage.scenario.duration,
             answers=tuple(Answer.model_validate_json(line) for line in answers.splitlines()),
@@ -106,8 +108,8 @@ class Repetition:
         )  # fmt: skip
 
     def _revive(self, lab: Lab, mode: Mode, log: IO[str]) -> None:
-        """Whoever runs a static split starts its runners again; the split is the same. In a process of its own, so
-        that events go on."""
+        """Whoever runs a static split starts its runners again; the split is the same. In a thread, so that events go
+        on."""
         if mode == "static":
             words = ["deploy", *self._where(lab), "--yes"]
             threading.Thread(target=_tried, args=(words, log), daemon=True).start()
@@ -167,10 +169,11 @@ def _meanwhile(*tasks: Any) -> Iterator[None]:
 
 
 def _tried(words: list[str], log: IO[str]) -> None:
-    try:
-        carry_out(words, log)
-    except EdgesplitError as error:
-        log.write(f"{error.message}\n")
+    with suppress(ValueError):  # the run is over, and its log closed
+        try:
+            carry_out(words, log)
+        except EdgesplitError as error:
+            log.write(f"{error.message}\n")
 
 
 def _moves(events: Path, start: float) -> Iterator[Move]:

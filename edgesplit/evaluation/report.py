@@ -48,10 +48,11 @@ def section(stage: Stage, found: Found, picture: str) -> str:
     """One scenario: what it is, its figures, its events. `picture`: where its chart is."""
     repetitions = max(map(len, found.values()))
     service = stage.plan.service
-    requests = sum(f.requests for f in found["adaptive"])
+    clients = stage.scenario.demand.clients
+    asked = f"{clients} clients at first" if clients else f"{sum(f.requests for f in found['adaptive'])} requests"
     words = (
         f"{stage.scenario.about.strip()}\n\n{stage.scenario.duration:g} s; repetitions of each: {repetitions}; "
-        f"{requests} requests, the same for both. Service level: first token within "
+        f"{asked}, the same for both. Service level: first token within "
         f"{format_time(service.time_to_first_token or 0)}, then {format_time(service.time_per_token or 0)} per token."
     )
     return "\n\n".join(

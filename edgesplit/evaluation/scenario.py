@@ -76,8 +76,7 @@ def _setting(verb: str, hosts: tuple[str, ...], rest: list[str], text: str) -> A
     try:
         kind.model_validate(values)
     except ValidationError as error:
-        found = "; ".join(f"{each['loc'][0]}: {each['msg'].removeprefix('Value error, ')}" for each in error.errors())
-        raise ValueError(f"{text!r}: {found}") from error
+        raise ValueError(f"{text!r}: {labs.mistakes(error)}") from error
     return Act(verb=verb, hosts=hosts, settings=settings, text=text)
 
 
@@ -133,6 +132,12 @@ class Shape(Value):
     heads: Positive
     intermediate: Positive
     vocabulary: Annotated[int, Field(ge=16)] = 1024
+
+    @model_validator(mode="after")
+    def _even(self) -> Shape:
+        if self.hidden % (2 * self.heads):  # a head's dimensions are turned two by two
+            raise ValueError(f"hidden: expected a multiple of twice the {self.heads} heads, not {self.hidden}")
+        return self
 
 
 class Scenario(Value):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,14 +149,17 @@ LOCK_HINT = "wait for it, or if that controller is gone: edgesplit unlock"
 # --- lock and audit ---------------------------------------------------------------------------------------------------
 
 
-def lock(folder: str, note: str) -> Command:
-    """Take the lock: a folder one mkdir makes, with a note a person can read. Status LOCKED when somebody holds it."""
-    held = path(f"{folder}/lock")
+def lock(folder: str, note: str, ours: Collection[str] = ()) -> Command:
+    """Take the lock: a folder one mkdir makes, with a note a person can read. Status LOCKED when somebody holds it, but
+    with one of `ours` for a note: that one was left by us."""
+    held, mine = path(f"{folder}/lock"), "|".join(map(shlex.quote, sorted(ours)))
+    take = f"printf '%s\\n' {shlex.quote(note)} > {held}/note"
+    again = f'case "$(cat {held}/note 2>/dev/null)" in {mine}) {take}; exit;; esac; ' if ours else ""
     return Command(
         f"lock {folder}",
-        f"umask 077 && mkdir -p {path(folder)} && if why=$(mkdir {held} 2>&1); "
-        f"then printf '%s\\n' {shlex.quote(note)} > {held}/note; "
-        f"elif [ -d {held} ]; then cat {held}/note >&2; exit {LOCKED}; else printf '%s\\n' \"$why\" >&2; exit 1; fi",
+        f"umask 077 && mkdir -p {path(folder)} && if why=$(mkdir {held} 2>&1); then {take}; "
+        f"elif [ -d {held} ]; then {again}cat {held}/note >&2; exit {LOCKED}; "
+        "else printf '%s\\n' \"$why\" >&2; exit 1; fi",
     )
 
 
@@ -252,36 +255,6 @@ def install(python: str, folder: str, installer: str, arguments: Mapping[str, An
     return Command("install packages", f"cd {path(folder)} && {path(python)} {words}")
 
 
-HELD = "yours"
-_HOLD = f"""
-import fcntl, sys, time
-lock = open("lock", "a+")
-while True:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        break
-    except OSError:
-        lock.seek(0)
-        print(lock.readline().strip() or "somebody", flush=True)
-        time.sleep(0.5)
-lock.truncate(0)
-lock.write(sys.argv[1] + "\\n")
-lock.flush()
-print("{HELD}", flush=True)
-while True:
-    time.sleep(0.2)
-    print(flush=True)
-"""
-
-
-def hold(python: str, folder: str, note: str) -> Command:
-    """Hold the lock of a folder of environments as long as somebody reads what this prints: until it is had, who has
-    it, then HELD, then empty lines. The kernel drops it with the process, which ends with its connection."""
-    place = path(folder)
-    line = f"umask 077 && mkdir -p {place} && cd {place} && exec {path(python)} -c {_words(_HOLD, note)} 2>/dev/null"
-    return Command(f"lock {folder}", line)
-
-
 def remove_environments(work: str, folder: str) -> Command:
     """Remove all environments below `work`, unless something else is there still: then its names are printed."""
     return Command(
@@ -294,8 +267,9 @@ def measure(python: str, verb: str, arguments: Mapping[str, Any]) -> Command:
     """Standard input is the runner archive: run one of its measuring verbs from a temporary folder, leave nothing."""
     return Command(
         f"measure ({verb})",
-        'umask 077 && t=$(mktemp -d) && trap \'rm -rf "$t"\' EXIT && cat > "$t/runner.pyz" && '
-        f'{path(python)} "$t/runner.pyz" {_words(verb, json.dumps(arguments, sort_keys=True))}',
+        'umask 077 && t=$(mktemp -d) && trap \'rm -rf "$t"\' EXIT && trap "exit 1" HUP INT TERM && '
+        f'cat > "$t/runner.pyz" && {path(python)} "$t/runner.pyz" '
+        + _words(verb, json.dumps(arguments, sort_keys=True)),
     )
 
 

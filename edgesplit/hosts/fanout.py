@@ -5,23 +5,25 @@ Must not know: what the act is, nor how a host is reached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edgesplit.errors import FleetError, HostError, InputError
 from edgesplit.hosts.host import Host, LocalHost
 from edgesplit.inventory import HostSpec, Inventory
 
-H = TypeVar("H")
+H = TypeVar("H", bound=Host)
 T = TypeVar("T")
+NEARLY = 2.0  # seconds for what is nearly done when somebody presses Ctrl-C
 
 
 def survey(hosts: Mapping[str, H], act: Callable[[H], T]) -> tuple[dict[str, T], dict[str, HostError]]:
     """The answers, and the failures of the hosts that gave none, both in host order. Returns when all have ended."""
     with ThreadPoolExecutor(max(1, len(hosts)), "host") as pool:
         futures = {name: pool.submit(act, host) for name, host in hosts.items()}
+        settle(futures.values(), hosts.values())
     answers: dict[str, T] = {}
     failures: dict[str, HostError] = {}
     for name, future in futures.items():
@@ -33,6 +35,18 @@ def survey(hosts: Mapping[str, H], act: Callable[[H], T]) -> tuple[dict[str, T],
         else:
             raise error
     return answers, failures
+
+
+def settle(acts: Collection[Future[Any]], hosts: Collection[Host]) -> None:
+    """Wait until all have ended. Ctrl-C does not wait for what may take hours, yet leaves nobody at work on a host: who
+    puts the hosts back as they were has them alone."""
+    try:
+        wait(acts)
+    except BaseException:
+        while wait(acts, NEARLY).not_done:
+            for host in hosts:
+                host.hang_up()
+        raise
 
 
 def each(hosts: Mapping[str, H], act: Callable[[H], T]) -> dict[str, T]:

@@ -5,21 +5,24 @@ Must not know: what a command means, nor SSH.
 
 from __future__ import annotations
 
+import getpass
 import io
 import os
 import selectors
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterable
 from typing import IO, Literal, Protocol, cast
 
 from edgesplit.errors import CommandFailed, Unreachable
 from edgesplit.hosts.commands import NO_PROGRAM, Command
-from edgesplit.hosts.lines import Lines, LocalLines
+from edgesplit.hosts.lines import Lines, LocalLines, end
 
 READ_SIZE = 1 << 16  # what a Linux pipe holds
+CLOSED = "nothing is asked of it any more"
 
 
 class Stream(Protocol):
@@ -58,7 +61,19 @@ class Host(Protocol):
     def second(self) -> Host:
         """The same host, for what is to run beside and be as fast; over a connection of its own, if there are any."""
 
-    def close(self) -> None: ...
+    def hang_up(self) -> None:
+        """End what is under way here, from another thread, as a lost connection would; what is next begins anew."""
+
+    def close(self) -> None:
+        """Hang up, for good: whoever still has the host is told that it is Unreachable."""
+
+
+def who() -> str:
+    """The login on this machine; its number where it has no name, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the second from Python 3.13 on
+        return str(os.getuid())
 
 
 def no_answer(command: Command, timeout: float) -> str:
@@ -88,6 +103,9 @@ class LocalHost:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._closed = False
 
     def run(self, command: Command, stdin: bytes | Iterable[bytes] = b"", timeout: float = 60.0) -> str:
         deadline = time.monotonic() + timeout
@@ -95,17 +113,25 @@ class LocalHost:
         shell = ["/bin/sh", "-c", command.line]
         with subprocess.Popen(shell, 0, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
             try:
+                self._begin(process)
                 stdout, stderr = _converse(process, stdin, deadline)
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 raise Unreachable(self.name, no_answer(command, timeout)) from None
             finally:
-                if process.returncode is None:  # not waited for, so its group still exists
-                    os.killpg(process.pid, signal.SIGKILL)
+                with self._lock:
+                    self._running.discard(process)
+                end(process)
         if process.returncode != 0:
             status = process.returncode if process.returncode > 0 else 128 - process.returncode  # as sh counts signals
             raise failed(self.name, command, status, bytes(stderr))
         return stdout.decode("utf-8", "replace")
+
+    def _begin(self, process: subprocess.Popen[bytes]) -> None:
+        with self._lock:
+            if self._closed:
+                raise Unreachable(self.name, CLOSED)
+            self._running.add(process)
 
     def stream(self, command: Command, stdin: bytes = b"", silence: float = 60.0) -> Lines:
         return LocalLines(self.name, command, stdin, silence, lambda *end: failed(self.name, command, *end))
@@ -123,8 +149,15 @@ class LocalHost:
     def second(self) -> LocalHost:
         return self
 
+    def hang_up(self) -> None:
+        with self._lock:
+            for process in self._running:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGTERM)
+
     def close(self) -> None:
-        pass
+        self._closed = True
+        self.hang_up()
 
 
 class _Feed:

@@ -21,7 +21,18 @@ from edgesplit.hosts.commands import Command
 
 LONGEST = 2**20  # bytes of a line; whoever sends no end of one is not listened to
 LOOK = 0.2  # seconds between two looks whether a local command is still wanted
-GOODBYE = 3.0  # seconds a local command has to notice that nobody reads
+GOODBYE = 3.0  # seconds a command has to end when its output has, or to notice that nobody reads
+GRACE = 1.0  # seconds a command on this machine has to end when it is told to
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    """Have a command that leads a group of its own end, if it has not; its status."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:  # not waited for, so its group still exists
+            os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+    return process.wait()
 
 
 class Lines(ABC):
@@ -34,9 +45,11 @@ class Lines(ABC):
         """Raises CommandFailed when the command ends badly, Unreachable when nothing is heard of it."""
         rest, ended = b"", False
         try:
-            while (data := self._read()) and len(rest) < LONGEST:
+            while data := self._read():
                 *lines, rest = (rest + data).split(b"\n")
                 yield from (line.decode("utf-8", "replace") for line in lines)
+                if len(rest) > LONGEST:
+                    return
             ended = not self._over.is_set()
         finally:
             self._end(judge=ended)
@@ -90,12 +103,9 @@ class LocalLines(Lines):
         with self._stderr, self._process:
             assert self._process.stdout is not None  # noqa: S101 - asked for above
             self._process.stdout.close()
-            try:
-                status = self._process.wait(GOODBYE)
-            except subprocess.TimeoutExpired:
-                with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                status = self._process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(GOODBYE)
+            status = end(self._process)
             self._stderr.seek(0)
             if judge and status:
                 raise self._failed(status, self._stderr.read())

@@ -21,7 +21,7 @@ import paramiko
 from edgesplit.errors import HostError, LoginError, Unreachable
 from edgesplit.hosts import ssh_bulk, ssh_carrier, ssh_trust
 from edgesplit.hosts.commands import Command
-from edgesplit.hosts.host import Stream, failed, no_answer
+from edgesplit.hosts.host import CLOSED, Stream, failed, no_answer
 from edgesplit.hosts.known_hosts import Entry
 from edgesplit.hosts.lines import Lines
 from edgesplit.hosts.ssh_carrier import Carrier, Piped, Tunnel
@@ -231,6 +231,7 @@ class SshHost:
         self._transport: paramiko.Transport | None = None
         self._full: list[paramiko.Transport] = []
         self._second: SshHost | None = None
+        self._closed = False
         self._lock = threading.Lock()
         self._sessions = threading.BoundedSemaphore(SESSIONS)
 
@@ -286,11 +287,19 @@ class SshHost:
                 self._second._hops, self._second._depth = self._hops, self._depth
             return self._second
 
+    def hang_up(self) -> None:
+        """Without the lock: whoever connects holds it."""
+        for transport in (self._transport, *self._full):
+            if transport is not None:
+                transport.close()
+        if self._second is not None:
+            self._second.hang_up()
+
     def close(self) -> None:
+        self._closed = True
+        self.hang_up()
         with self._lock:
             self._drop()
-            for full in self._full:
-                full.close()
             for other in (self._second, self._jump):
                 if other is not None:
                     other.close()
@@ -326,6 +335,8 @@ class SshHost:
 
     def _connected(self, deadline: float) -> paramiko.Transport:
         with self._lock:
+            if self._closed:
+                raise Unreachable(self.name, CLOSED)
             if self._transport is None or not self._transport.is_active():
                 self._drop()
                 end = resolve(self.name, self._spec)

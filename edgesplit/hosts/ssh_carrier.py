@@ -7,8 +7,6 @@ Must not know: host keys, logins, what the connection is for.
 from __future__ import annotations
 
 import io
-import os
-import signal
 import socket
 import subprocess
 import tempfile
@@ -20,13 +18,13 @@ from typing import TYPE_CHECKING, Literal
 
 import paramiko
 
+from edgesplit.hosts.lines import end
 from edgesplit.hosts.ssh_target import Endpoint
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _DEAD_PEER = {"TCP_USER_TIMEOUT": 10_000, "TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5}  # ms, s, s; what the system has of it
-GRACE = 1.0  # seconds a ProxyCommand has to end when it is told to
 
 
 def tcp(end: Endpoint, limit: float) -> socket.socket:
@@ -154,11 +152,7 @@ class Piped:
         with self._closing:
             self._closed = True
             self._socket.close()
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                if self._process.poll() is None:  # not waited for, so its group still exists
-                    os.killpg(self._process.pid, number)
-                    with suppress(subprocess.TimeoutExpired):
-                        self._process.wait(GRACE)
+            end(self._process)
             if not self._errors.closed:
                 self._errors.seek(0)
                 self._words = self._errors.read()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
-from edgesplit.hosts.lines import Lines
+from edgesplit.hosts.lines import GOODBYE, Lines
 
 if TYPE_CHECKING:
     import paramiko
@@ -48,6 +48,8 @@ class SshLines(Lines):
         try:
             if judge:
                 with self._border():
+                    if not self._channel.status_event.wait(GOODBYE):
+                        raise TimeoutError
                     status = self._exchange.finish()
                 if status:
                     raise self._failed(status, self._channel.recv_stderr(1 << 16))

@@ -5,7 +5,6 @@ Must not know: paramiko, sockets, how the configuration is read.
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from edgesplit.errors import LoginError, Unreachable
 from edgesplit.hosts import known_hosts
+from edgesplit.hosts.host import who
 from edgesplit.hosts.ssh_config import Settings, ask
 from edgesplit.inventory import SshTarget
 
@@ -70,7 +70,7 @@ def resolve(name: str, spec: SshTarget) -> Endpoint:
     if one.get("proxyusefdpass") == "yes":
         raise Unreachable(name, f"ssh's configuration says ProxyUseFdpass for {spec.host}", "use ProxyJump instead")
     host, port = one.get("hostname", spec.host), spec.port or int(one["port"])
-    user = spec.user or one.get("user") or getpass.getuser()
+    user = spec.user or one.get("user") or who()
     tokens = _tokens(spec.host, host, port, user)
     keys = _paths([spec.key] if spec.key else said["identityfile"], tokens)
     _check_key(name, spec)
@@ -124,7 +124,7 @@ def _tokens(alias: str, host: str, port: int, user: str) -> dict[str, str]:
     here = socket.gethostname()
     return {
         "%": "%", "d": str(Path.home()), "h": host, "n": alias, "k": alias, "p": str(port), "r": user,
-        "u": getpass.getuser(), "i": str(os.getuid()), "l": here, "L": here.partition(".")[0],
+        "u": who(), "i": str(os.getuid()), "l": here, "L": here.partition(".")[0],
     }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ BREATH = 5.0  # seconds between two signs of life
 TOLD = 8  # last lines of pip that are told when it fails
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _DOING = re.compile(r"(Collecting|Downloading|Processing|Installing)\b(?: collected packages: (?:.*, )?)?\s*(\S*)")
+_CONFIG = "pyvenv.cfg"  # an environment has it
 Run = Callable[..., None]
 
 
@@ -122,11 +123,18 @@ def _tidy(name: str, sent: str) -> None:
     """Remove environments that are of no more use, and what a kill left of others."""
     used = {_environment(process) for process in Path("/proc").glob("[0-9]*")}
     for folder in Path.cwd().iterdir():
-        idle = folder.suffix == ".part" or time.time() - folder.stat().st_mtime > IDLE
-        ours = (folder / "pyvenv.cfg").exists() or folder.name.startswith("sent-")
+        idle = folder.suffix == ".part" or time.time() - _last_used(folder) > IDLE
+        ours = (folder / _CONFIG).exists() or folder.name.startswith("sent-")
         if ours and folder.name not in (name, sent) and str(folder) not in used and idle:
             _say(f"removing {folder.name}, which is used no more")
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_used(folder: Path) -> float:
+    """When it was made, or its Python started for the last time: that reads pyvenv.cfg, of which most systems take note
+    once a day."""
+    config = folder / _CONFIG
+    return max(folder.stat().st_mtime, config.stat().st_atime if config.exists() else 0.0)
 
 
 def _environment(process: Path) -> str:

@@ -40,6 +40,9 @@ class Usage:
 
 
 class Group(ABC):
+    """One control group; of version 1, a folder in each controller's tree. Whatever is asked of one that is not there
+    raises OSError."""
+
     version: ClassVar[int]
 
     def __init__(self, folders: Folders) -> None:
@@ -47,23 +50,28 @@ class Group(ABC):
         self._each = list(dict.fromkeys(self.folders.values()))  # cpu and cpuacct may be one
 
     @abstractmethod
-    def limit_cores(self, cores: float) -> None: ...
+    def limit_cores(self, cores: float) -> None:
+        """CPU seconds per second at most, of all its processes together."""
 
     @abstractmethod
     def weigh(self, cores: float) -> None:
         """Go before the machine's other processes, as long as the machine has that many cores for it."""
 
     @abstractmethod
-    def limit_memory(self, size: int) -> None: ...
+    def limit_memory(self, size: int) -> None:
+        """Bytes at most. Raises EdgesplitError where more than that is in use."""
 
     @abstractmethod
-    def cores(self) -> float: ...
+    def cores(self) -> float:
+        """The limit."""
 
     @abstractmethod
-    def memory(self) -> int: ...
+    def memory(self) -> int:
+        """The limit, in bytes."""
 
     @abstractmethod
-    def freeze(self, *, frozen: bool) -> None: ...
+    def freeze(self, *, frozen: bool) -> None:
+        """Its processes stand still, or go on."""
 
     @abstractmethod
     def frozen(self) -> bool: ...
@@ -80,6 +88,7 @@ class Group(ABC):
             (folder / "cgroup.procs").write_text(str(process))
 
     def processes(self) -> list[int]:
+        """Their numbers; none where there is no such group."""
         return sorted({number for folder in self._each for number in _processes(folder)})
 
     def strike(self) -> None:
@@ -231,6 +240,7 @@ def described(group: Group) -> dict[str, Any]:
 
 
 def opened(description: Mapping[str, Any]) -> Group:
+    """What `described` described."""
     return _KINDS[description["version"]]({key: Path(folder) for key, folder in description["folders"].items()})
 
 

@@ -18,7 +18,7 @@ from edgesplit.lab.cgroup import Group, end, hierarchies
 from edgesplit.lab.control import Act, SwitchClient, SwitchGone
 from edgesplit.lab.down import down
 from edgesplit.lab.layout import Layout
-from edgesplit.lab.scenario import LabHost, LinkSpec, Scenario
+from edgesplit.lab.scenario import LabHost, LinkSpec, Scenario, mistakes
 from edgesplit.values import Value
 
 
@@ -118,7 +118,7 @@ class Lab:
                 specs = {pair: LinkSpec.model_validate({**now.get(pair, {}), **changes}) for pair in pairs}
                 switch.ask([_link(*pair, spec) for pair, spec in specs.items()])
         except ValidationError as error:
-            raise InputError(_words(error)) from error
+            raise InputError(mistakes(error)) from error
         except ValueError as error:
             raise InputError(str(error)) from error
 
@@ -137,19 +137,19 @@ class Lab:
     # --- hosts ---
 
     def set_host(self, host: str, *, cores: float | None = None, memory: int | str | None = None) -> None:
-        """From now on. Raises EdgesplitError where more memory than that is in use."""
+        """From now on. Raises EdgesplitError where more memory than that is in use; then nothing has changed."""
         group = self._group(host)
         try:
             wanted = LabHost.model_validate(
                 {key: value for key, value in {"cores": cores, "memory": memory}.items() if value is not None}
             )
         except ValidationError as error:
-            raise InputError(_words(error)) from error
+            raise InputError(mistakes(error)) from error
         machine.check_cores(host, wanted)
+        if memory is not None:  # first what may be refused
+            group.limit_memory(wanted.memory)
         if cores is not None:
             group.limit_cores(wanted.cores)
-        if memory is not None:
-            group.limit_memory(wanted.memory)
 
     def freeze(self, host: str) -> None:
         """Its processes stand still; its kernel goes on answering for them, as that of a hung machine does."""
@@ -165,7 +165,7 @@ class Lab:
     def start(self, host: str) -> None:
         """Power on again, with the limits and links it had; return when it listens."""
         group, place = self._need(host, on=False), self.layout.hosts[host]
-        if machine.networks(str(place.network)):  # its first process ended by itself
+        if place.network in machine.networks(str(place.network)):  # its first process ended by itself
             self._power_off(host, group)
         machine.ip("netns", "add", str(place.network))
         with self._switch() as switch:
@@ -256,9 +256,3 @@ def _links(switch: SwitchClient) -> dict[tuple[str, str], dict[str, Any]]:
 
 def _link(source: str, target: str, spec: LinkSpec) -> Act:
     return {"act": "link", "source": source, "target": target, "link": spec.model_dump()}
-
-
-def _words(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}" for each in error.errors()
-    )

@@ -28,6 +28,7 @@ _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sb
 
 
 def need_root() -> None:
+    """Raises EdgesplitError."""
     if os.geteuid() != 0:
         raise EdgesplitError(
             "the lab needs root: it makes network namespaces, interfaces and control groups",
@@ -58,6 +59,7 @@ def check(scenario: Scenario) -> None:
 
 
 def check_cores(name: str, host: LabHost) -> None:
+    """A quota cannot make more of them. Raises InputError."""
     count = len(os.sched_getaffinity(0))
     if host.cores > count:
         raise InputError(f"host {name}: {host.cores:g} cores are more than this machine's {count}", "lower `cores`")
@@ -74,6 +76,7 @@ def tool(name: str) -> str:
 
 
 def ip(*words: str, lines: str | None = None) -> None:
+    """iproute2's `ip`; `lines`: what it reads. Raises EdgesplitError with what it said."""
     done = subprocess.run([tool("ip"), *words], input=lines, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
@@ -122,6 +125,7 @@ def _networks() -> list[str]:
 
 
 def networks(prefix: str) -> list[str]:
+    """The named network namespaces whose names begin like this."""
     return sorted(path.name for path in NAMED.glob(f"{prefix}*"))
 
 

@@ -76,7 +76,7 @@ def serve(folder: Path, hosts: list[Host]) -> None:
         if counting := time.monotonic() >= count_at:
             count_at += views.LOAD_EVERY
         for host in hosts:
-            with suppress(OSError):  # its group is being made anew, or the disk is full
+            with suppress(OSError, ValueError):  # its group is being made anew (no limit yet), or the disk is full
                 host.refresh(time.monotonic())
                 if counting:
                     host.count()

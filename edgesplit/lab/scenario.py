@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from edgesplit.document import load
+from edgesplit.document import load, worded
 from edgesplit.errors import InputError
 from edgesplit.units import parse_rate
 from edgesplit.values import Name, Port, Size, Time, Value
@@ -155,4 +155,14 @@ def load_scenario(path: Path, **changes: Any) -> Scenario:
         scenario = load(path, Scenario)
     except InputError as error:
         raise InputError(error.message, HINT if "example.yaml" in error.hint else error.hint) from error
-    return Scenario.model_validate({**scenario.model_dump(exclude_unset=True), **changes}) if changes else scenario
+    if not changes:
+        return scenario
+    try:
+        return Scenario.model_validate({**scenario.model_dump(exclude_unset=True), **changes})
+    except ValidationError as error:
+        raise InputError(mistakes(error)) from error
+
+
+def mistakes(error: ValidationError) -> str:
+    """Of values that were given one by one, not in a file."""
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {worded(each)}" for each in error.errors())

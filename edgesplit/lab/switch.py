@@ -122,7 +122,9 @@ class Switch:
         allow_large(tap, large=not self._core.lossy(port))
 
     def act_detach(self, port: str) -> None:
-        tap = self._taps.pop(port)
+        tap = self._taps.pop(port, None)
+        if tap is None:  # a start was broken off before it came to that
+            return
         del self._names[tap]
         self._core.detach(port)
         os.close(tap)

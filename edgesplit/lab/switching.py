@@ -76,6 +76,7 @@ class Core:
     # --- what can be changed ---
 
     def attach(self, name: str, mac: bytes) -> None:
+        """A port, plugged in; frames for that address go to it."""
         self._ports[name] = Port(mac)
         self._names[mac] = name
 
@@ -91,10 +92,8 @@ class Core:
             self._forget(name)
 
     def set_link(self, source: str, target: str, link: Link) -> None:
+        """From the next frame on; what is on its way arrives as it would have."""
         self._lane(source, target).link = link
-
-    def link(self, source: str, target: str) -> Link:
-        return self._lane(source, target).link
 
     def _forget(self, name: str) -> None:
         self._waiting = [waiting for waiting in self._waiting if name not in waiting[2:4]]
@@ -155,6 +154,7 @@ class Core:
         return any(0 < lane.link.loss < 1 for (start, _), lane in self._lanes.items() if start == source)
 
     def state(self) -> dict[str, Any]:
+        """ports: is each plugged; lanes: link and counters of each direction that was named or carried something."""
         lanes = [
             {"source": source, "target": target, **asdict(lane.link), **_counters(lane)}
             for (source, target), lane in sorted(self._lanes.items())

@@ -151,6 +151,7 @@ def socket_of(layout: Layout) -> Path:
 
 
 def attach(place: Place) -> Act:
+    """For the switch: take the other end of its cable."""
     fields = {"port": place.name, "mac": place.mac, "network": place.network, "interface": place.interface}
     return {"act": "attach", **fields}
 
@@ -167,7 +168,11 @@ def boot(layout: Layout, names: Iterable[str], groups: dict[str, Group]) -> None
         Path(_views(layout, name), "boot_id").write_text(f"{uuid.uuid4()}\n")
     command, environment = machine.python("boot")
     hosts = [_to_boot(layout, name, groups[name]) for name in names]
-    subprocess.run(command, input=json.dumps(hosts).encode(), env=environment, check=True)
+    done = subprocess.run(
+        command, input=json.dumps(hosts), env=environment, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise EdgesplitError(f"the hosts were not booted: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
     deadline = time.monotonic() + SSHD_SECONDS
     for name in names:
         _wait_for_sshd(layout, name, groups[name], deadline)

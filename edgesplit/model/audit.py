@@ -5,7 +5,7 @@ whose embedding is nearest (by cosine) to the activation. The other first learns
 embeddings on texts of which it knows both (ridge regression, closed form), then takes the nearest. What they recover
 is a lower bound on what a better attacker would: a low share limits exposure, no more.
 
-Must not know: hosts, splits. Holds one block's weights at a time.
+Must not know: hosts, splits. Holds the weights of one block at a time, or of those that stay together.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ PIECE = 8192  # rows of the embedding compared at once
 
 class Exposure(Value):
     """What is recovered of the tokens behind block `block`, as a share of them: by the nearest embedding (None where
-    activations are of another width), and by a linear map learned before."""
+    nothing that crosses there is of its width), and by a linear map learned before, of all that crosses."""
 
     block: int
     nearest: float | None
@@ -55,9 +56,11 @@ class Audit(Value):
 def read_texts(file: Path) -> list[str]:
     """The texts of a file, separated by empty lines, or one per line where there are none. Raises InputError."""
     try:
-        whole = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        whole = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text") from error
     texts = [text.strip() for text in whole.split("\n\n" if "\n\n" in whole.strip() else "\n")]
     return [text for text in texts if text]
 
@@ -68,11 +71,13 @@ def audit(
     texts: Sequence[str],
     progress: Callable[[int], None] = lambda _: None,
     *,
+    glued: Sequence[tuple[int, int]] = (),
     trusted: bool = False,
 ) -> Audit:
     """An Exposure per boundary, from behind the embedding to behind the last layer; `progress` gets the block done.
 
-    `trusted`: the checkpoint's own code may run. Raises InputError where the texts are too few, or cannot be read.
+    `glued`: runs of blocks without a boundary, first and last. `trusted`: the checkpoint's own code may run.
+    Raises InputError where the texts are too few, or cannot be read.
     """
     tokens = _tokens(folder, texts, trusted=trusted)
     if len(tokens) < 2:
@@ -85,13 +90,14 @@ def audit(
     truth = torch.cat(tokens)
     torch.set_num_threads(_threads())
     found = []
-    for block, (activations, table) in enumerate(_activations(folder, dtype, tokens, trusted=trusted)):
-        probed = _probed(activations[:cut], table[truth[:cut]].float(), activations[cut:])
-        fits = activations.shape[1] == table.shape[1]
+    for block, crossing, table in _activations(folder, dtype, tokens, glued, trusted=trusted):
+        together = torch.cat(crossing, dim=1)
+        probed = _probed(together[:cut], table[truth[:cut]].float(), together[cut:])
+        alike = [each[cut:] for each in crossing if each.shape[1] == table.shape[1]]
         found.append(
             Exposure(
                 block=block,
-                nearest=_share(activations[cut:], table, truth[cut:]) if fits else None,
+                nearest=max((_share(each, table, truth[cut:]) for each in alike), default=None),
                 probe=_share(probed, table, truth[cut:]),
             )
         )
@@ -130,22 +136,27 @@ def _tokens(folder: Path, texts: Iterable[str], *, trusted: bool) -> list[torch.
 
 
 def _activations(
-    folder: Path, dtype: str, tokens: Sequence[torch.Tensor], *, trusted: bool
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Behind each block but the head: activations, a row per token, and the embedding table."""
-    stage = Stage.load(folder, 0, 0, dtype, trusted=trusted)
-    table = stage.model.get_input_embeddings().weight.detach()
-    hidden: list[Hidden] = [stage.forward(stage.sequence(), ids[None]) for ids in tokens]
-    yield _rows(hidden), table
-    for block in range(1, stage.range.layers + 1):
-        stage = Stage.load(folder, block, block, dtype, trusted=trusted)
-        hidden = [stage.forward(stage.sequence(), each) for each in hidden]
-        yield _rows(hidden), table
+    folder: Path, dtype: str, tokens: Sequence[torch.Tensor], glued: Sequence[tuple[int, int]], *, trusted: bool
+) -> Iterator[tuple[int, list[torch.Tensor], torch.Tensor]]:
+    """Each block with a boundary behind it, what crosses there, and the embedding table."""
+    arrived: list[Any] = [ids[None] for ids in tokens]
+    block = layers = 0
+    while block <= layers:
+        first = block
+        while any(begin <= block < end for begin, end in glued):
+            block += 1
+        stage = Stage.load(folder, first, block, dtype, trusted=trusted)
+        if not first:
+            table, layers = stage.model.get_input_embeddings().weight.detach(), stage.range.layers
+        arrived = [stage.forward(stage.sequence(), each) for each in arrived]
+        yield block, _crossing(arrived), table
+        block += 1
 
 
-def _rows(hidden: Iterable[Hidden]) -> torch.Tensor:
-    tensors = (next(tensor for tensor in each.tensors if tensor is not None) for each in hidden)
-    return torch.cat([tensor.flatten(0, 1).flatten(1).float() for tensor in tensors])
+def _crossing(texts: Iterable[Hidden]) -> list[torch.Tensor]:
+    """The activations, and what some families send along with them (the embeddings, even); each a row per token."""
+    values = ([value for value in (*each.tensors, *each.carried) if value is not None] for each in texts)
+    return [torch.cat([value.flatten(0, 1).flatten(1).float() for value in kind]) for kind in zip(*values, strict=True)]
 
 
 def _probed(known: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,7 @@ class Flops(Value):
     group_tokens: int = 1
 
     def of(self, tokens: int, positions: int, entries: int) -> int:
+        """q tokens that see k `positions` and e `entries`."""
         begun = -(-tokens // self.group_tokens)
         alone = self.fixed + self.token * tokens + self.group * begun + self.groups * begun**2
         return alone + positions * (self.position + self.pair * tokens) + self.entry * tokens * entries
@@ -51,6 +52,7 @@ class Condensed(Value):
     rest_bytes: int  # per token that waits
 
     def bytes_of(self, tokens: int) -> int:
+        """Held once so many tokens are seen."""
         return tokens // self.every * self.entry_bytes + tokens % self.every * self.rest_bytes
 
     def bytes_until(self, tokens: int) -> int:
@@ -144,6 +146,7 @@ class Chain(Value):
 
     @property
     def weight_bytes(self) -> int:
+        """Of the whole model, each weight once."""
         return sum(block.weight_bytes for block in self.blocks) + self.common_bytes
 
     def select(self, name: str) -> range:

@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def open_checkpoint(
     tensors = read_headers(folder, config.get("transformers_weights"))
     shapes = sorted([tensor.key, tensor.dtype, list(tensor.shape)] for tensor in tensors.values())
     contents = digest(json.dumps([config, shapes, code]))
-    known = _recall(cache, stamp := f"{name} {dtype} {'own code, ' * trust_remote_code}{contents}")
+    told_by = f"transformers {version('transformers')}"  # another one may load and compute in another way
+    known = _recall(cache, stamp := f"{name} {dtype} {'own code, ' * trust_remote_code}{told_by} {contents}")
     if known is None:
         from edgesplit.model.structure import analyse
 

@@ -47,10 +47,10 @@ def _fetch(source: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
 @contextmanager
 def _translated(source: str, revision: str | None) -> Iterator[None]:
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of the httpx that it uses
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -70,7 +70,7 @@ def _translated(source: str, revision: str | None) -> Iterator[None]:
     except LocalEntryNotFoundError as error:
         hint = f"check the network, or {_FOLDER}"
         raise ModelError(f"model {at} is not in the local cache and the hub is out of reach", hint) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError, RuntimeError) as error:  # a way that broke off; the last is what xet raises
         hint = f"check the network and the room on the disk, or {_FOLDER}"
         raise ModelError(f"model {at} cannot be downloaded: {_first(error)}", hint) from error
 

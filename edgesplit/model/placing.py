@@ -3,7 +3,7 @@
 transformers itself loads the checkpoint here, on the meta device: tensors that have shapes and no content. What it
 would have to make up, or could not use, is refused by name.
 
-Must not know: files, hosts, what a block costs.
+Must not know: hosts, what a block costs.
 """
 
 from __future__ import annotations
@@ -19,20 +19,18 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
-    convert_and_load_state_dict_in_model,
     dot_natural_key,
     rename_source_key,
 )
-from transformers.modeling_utils import LoadStateDictConfig
-from transformers.utils import logging
 
 from edgesplit.errors import ModelError
 from edgesplit.model.blocks import COMMON
 from edgesplit.model.headers import TensorAt, some
+from edgesplit.model.sidefiles import unquantised
+from edgesplit.model.upstream import load
 from edgesplit.runner.anatomy import Anatomy
 
 OTHER_MODEL = "config.json and the weights are of different models"
-UNQUANTISED = "take the checkpoint that it was made from; the plan's `quantization` can quantise that while it is cut"
 _COMPLETE = "is the download complete?"
 # How config.json tells of layers that guess tokens ahead, which transformers does not load.
 _AHEAD = ("num_nextn_predict_layers", "num_mtp_layers")
@@ -57,14 +55,14 @@ class Placing:
 def place(folder: Path, model: Any, anatomy: Anatomy, tensors: Tensors) -> Placing:
     """`model`: on the meta device; it is loaded there. Raises ModelError where checkpoint and config do not fit."""
     weights = model.state_dict()
-    targets = _targets(model, weights, tensors)
-    for key, (names, _) in targets.items():
+    given = targets(model, weights, tensors)
+    for key, (names, _) in given.items():
         if weights.keys().isdisjoint(names):
             _check_spare(folder, key, names[0], model, anatomy)
     useless = tuple(f"{path}." for path in anatomy.unused)
     wanted = {name for name in weights if not name.startswith(useless)}
-    used = {key: names for key, (names, _) in targets.items() if not wanted.isdisjoint(names)}
-    _check_shapes(folder, tensors, {key: names for key, names in used.items() if not targets[key][1]}, weights)
+    used = {key: names for key, (names, _) in given.items() if not wanted.isdisjoint(names)}
+    _check_shapes(folder, tensors, {key: names for key, names in used.items() if not given[key][1]}, weights)
     told = _load(model, tensors)
     told.missing_keys &= wanted
     _check_loaded(folder, anatomy, weights, told)
@@ -73,7 +71,7 @@ def place(folder: Path, model: Any, anatomy: Anatomy, tensors: Tensors) -> Placi
     return _ends(model, anatomy, places, used)
 
 
-def _targets(model: Any, weights: Mapping[str, Any], tensors: Tensors) -> dict[str, tuple[list[str], bool]]:
+def targets(model: Any, weights: Mapping[str, Any], tensors: Tensors) -> dict[str, tuple[list[str], bool]]:
     """Key -> the model's weights that it gives, and whether it is converted for them; names as transformers finds
     them, in its order: some rules wait for a key that comes first."""
     rules = get_model_conversion_mapping(model)
@@ -92,19 +90,7 @@ def _targets(model: Any, weights: Mapping[str, Any], tensors: Tensors) -> dict[s
 
 def _load(model: Any, tensors: Tensors) -> Any:
     """What transformers says of the loading: its LoadStateDictInfo."""
-    state = {key: torch.empty(tensor.shape, device="meta") for key, tensor in tensors.items()}
-    rules = get_model_conversion_mapping(model)
-    for rule in rules:
-        if isinstance(rule, WeightConverter):
-            rule.force_cpu = False  # spares a device memory; there is nothing to copy here
-    config = LoadStateDictConfig(device_map={"": "meta"}, dtype=model.dtype, weight_mapping=rules)
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        told, _ = convert_and_load_state_dict_in_model(model, state, config)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    told = load(model, {key: torch.empty(tensor.shape, device="meta") for key, tensor in tensors.items()}, "meta")
     model.mark_tied_weights_as_initialized(told)
     model.tie_weights(missing_keys=told.missing_keys, recompute_mapping=False)
     model._adjust_missing_and_unexpected_keys(told)
@@ -161,7 +147,8 @@ def _check_spare(folder: Path, key: str, weight: str, model: Any, anatomy: Anato
     if any(re.search(pattern, weight) for pattern in model._keys_to_ignore_on_load_unexpected or ()):
         return
     if _SCALES.search(key):
-        raise ModelError(f"{folder} is quantised, though its config does not say so: {some([key])}", UNQUANTISED)
+        what = f"{folder} is quantised, though its config does not say so: {some([key])}"
+        raise ModelError(what, unquantised(folder))
     stack = anatomy.layers.removeprefix(f"{model.base_model_prefix}.")
     layer = re.match(rf"(?:{re.escape(model.base_model_prefix)}\.)?{re.escape(stack)}\.(\d+)\.", weight)
     text = model.config.get_text_config(decoder=True)

@@ -17,16 +17,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
-from transformers.modeling_utils import LoadStateDictConfig
-from transformers.utils import logging
 
 from edgesplit.errors import ModelError
 from edgesplit.model.blocks import COMMON
 from edgesplit.model.headers import TensorAt
-from edgesplit.model.placing import _targets as targets
+from edgesplit.model.placing import targets
 from edgesplit.model.precision import Weight
+from edgesplit.model.upstream import load
 from edgesplit.runner.anatomy import Anatomy, read_config, skeleton
 from edgesplit.runner.kernels import packed
 from edgesplit.runner.precision import GROUP, Scheme, stored
@@ -166,7 +163,8 @@ class Source:
         """Codes and scales of a block's weights. `progress` gets the bytes read. Raises ModelError."""
         for group in self._groups(place):
             keys = {key for weight in group for key in weight.keys}
-            self._load({key: _tensor(self.tensors[key]) for key in keys})
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # each thread would hold memory of its own
+            load(self.model, {key: _tensor(self.tensors[key]) for key in keys}, "cpu")
             progress(sum(self.tensors[key].size for key in keys))
             for weight in group:
                 codes, scales = self._quantised(weight, quantization)
@@ -181,18 +179,6 @@ class Source:
                 groups = [group for group in groups if group not in kin]
                 groups.append([*(other for group in kin for other in group), weight])
         return groups
-
-    def _load(self, state: dict[str, torch.Tensor]) -> None:
-        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # each thread would hold memory of its own
-        rules = get_model_conversion_mapping(self.model)
-        config = LoadStateDictConfig(device_map={"": "cpu"}, dtype=self.model.dtype, weight_mapping=rules)
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            convert_and_load_state_dict_in_model(self.model, state, config)
-        finally:
-            if shown:
-                logging.enable_progress_bar()
 
     def _quantised(self, weight: Weight, quantization: Scheme) -> Codes:
         path, _, name = weight.name.rpartition(".")

@@ -118,11 +118,11 @@ def _remembered(cache: Path, stamp: str) -> dict[str, str]:
 
 
 def _stamp(tensors: Mapping[int, tuple[TensorAt, ...]], quantization: Scheme | None) -> str:
-    """What the hashes depend on: the files, which of their bytes go where, and how they are quantised."""
+    """What the hashes depend on: the files, which of their bytes go where and how, and how they are quantised."""
     files = sorted({tensor.file for mine in tensors.values() for tensor in mine})
     states = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     parts = [[[tensor.key, str(tensor.file), tensor.start] for tensor in mine] for mine in tensors.values()]
-    contents = digest(json.dumps([states, parts]))
+    contents = digest(json.dumps([ALIGN, states, parts]))
     return contents if quantization is None else f"{contents} {quantization} {VERSION}"
 
 

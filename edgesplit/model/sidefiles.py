@@ -15,6 +15,7 @@ from typing import Any
 
 from edgesplit.errors import ModelError
 from edgesplit.model.headers import read_small, shown
+from edgesplit.runner.families import family
 from edgesplit.runner.generation import ignored, refused
 
 # Small files a runner or a person needs beside the weights.
@@ -22,7 +23,6 @@ SIDE_FILES = ("config.json", "generation_config.json", "tokenizer*", "special_to
               "vocab.*", "merges.txt", "tekken.json", "*.tiktoken", "chat_template.*", "*.model",
               "processor_config.json", "preprocessor_config.json", "modules.json", "1_Pooling/config.json")  # fmt: skip
 CODE = "*.py"
-UNQUANTISED = "the plan's `quantization` can quantise it while it is cut"
 _AGAIN = "download the file again"
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "tekken.json", "*.tiktoken", "tokenizer_config.json")
 _NAME = re.compile(r"base_model:\s*(?:-\s*)?[\"']?([\w.-]+/[\w.-]+)")
@@ -53,7 +53,7 @@ def unquantised(folder: Path) -> str:
     except OSError:
         found = None
     original = f"the checkpoint that it was made from{f', {found.group(1)}' if found else ''}"
-    return f"take {original}; {UNQUANTISED}"
+    return f"take {original}; the plan's `quantization` can quantise it while it is cut"
 
 
 def side_files(folder: Path, *, trusted: bool) -> tuple[Path, ...]:
@@ -90,9 +90,14 @@ def notes(folder: Path) -> tuple[str, ...]:
         raise ModelError(f"{folder} wants to be generated with {', '.join(names)}, which is not done here", hint)
     if names := ignored(config):
         said.append(f"generation_config.json: left out, without effect on tokens: {', '.join(names)}")
+    config = _json(folder / "config.json") or {}
     files = [path for pattern in _VOCABULARIES for path in folder.glob(pattern) if path.is_file()]
-    if not files and not _sees_only(_json(folder / "config.json") or {}):
+    if not files and not _sees_only(config):
         said.append("no tokenizer: the API takes and gives token ids only")
+    kinds = [part.get("model_type") for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    if family(*(kind for kind in kinds if isinstance(kind, str))).carried:
+        said.append("its later layers read the embeddings again, so these go to every host: whoever holds a stage can "
+                    "tell the tokens, whatever is pinned")  # fmt: skip
     return tuple(said)
 
 

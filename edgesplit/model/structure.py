@@ -17,7 +17,6 @@ from typing import Any
 
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers.utils import logging
 
 from edgesplit.errors import ModelError
 from edgesplit.model.accounting import probe, weigh
@@ -26,6 +25,7 @@ from edgesplit.model.headers import TensorAt, renamed
 from edgesplit.model.placing import OTHER_MODEL, Placing, place
 from edgesplit.model.precision import Weight, sizes
 from edgesplit.model.quantise import find
+from edgesplit.model.upstream import quiet
 from edgesplit.runner.anatomy import Anatomy, AnatomyError, examine, read_config, skeleton
 from edgesplit.runner.owncode import CodeError
 from edgesplit.runner.stage import DTYPES
@@ -88,10 +88,8 @@ def _build(folder: Path, dtype: str, tensors: int, trusted: bool) -> tuple[Any, 
 @contextlib.contextmanager
 def _translated(folder: Path, act: str) -> Iterator[None]:
     """What torch and transformers raise becomes a ModelError; what they mumble is not passed on."""
-    loud = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except AnatomyError as error:
@@ -104,8 +102,6 @@ def _translated(folder: Path, act: str) -> Iterator[None]:
             raise ModelError(f"{folder} needs its own code, which is not run", _TRUST) from error
         hint = f"is config.json undamaged, and of a model that transformers {transformers.__version__} knows?"
         raise ModelError(f"{folder}: transformers cannot {act} this model: {_first(error)}", hint) from error
-    finally:
-        logging.set_verbosity(loud)
 
 
 def _first(error: Exception) -> str:

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.utils import logging
 
 from edgesplit.errors import ModelError
 from edgesplit.model.checkpoint import Checkpoint
 from edgesplit.model.shards import Cut
+from edgesplit.model.upstream import quiet
 from edgesplit.runner.arithmetic import quicken
 from edgesplit.runner.sampling import Sampler, defaults, stop_tokens
 from edgesplit.runner.stage import DTYPES, Stage, StageError
@@ -58,7 +58,7 @@ def whole(
     checkpoint: Checkpoint, made: Callable[[], Cut], computing: Computing | None = None
 ) -> Iterator[Callable[[Sequence[int], int, bool], list[int]]]:
     """`greedy`, for many prompts: (prompt, count, past_end) -> answer."""
-    with _quiet(), contextlib.ExitStack() as stack:
+    with quiet(), contextlib.ExitStack() as stack:
         if checkpoint.chain.quantization is None:
             yield partial(_generated, _plain(checkpoint))
             return
@@ -138,16 +138,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    loud, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(loud)
-        if shown:
-            logging.enable_progress_bar()

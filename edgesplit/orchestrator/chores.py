@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from edgesplit.errors import EdgesplitError
+from edgesplit.hosts.leaving import Exit
 
+MOMENT = 0.5  # seconds for a chore to end by itself; a piece of what is sent takes that long
 FAREWELL = 5.0  # seconds given to what is under way in the end
 T = TypeVar("T")
 
@@ -23,10 +25,12 @@ class Interrupted(Exception):
 
 
 class Chores:
-    """`stop`: set while a chore shall make way; one that takes long looks at it."""
+    """`stop`: set while a chore shall make way; one that takes long looks at it. `way_out`: of the one under way; taken
+    when it does not look for a moment, so that hosts which no longer answer hold up nobody."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
+        self.way_out = Exit()
         self._thread = ThreadPoolExecutor(1, "chores")
         self._future: Future[Any] | None = None
         self._heeds = False
@@ -50,6 +54,7 @@ class Chores:
         """Nothing else is under way. `heeds`: it looks at `stop`, and is better not overtaken."""
         self._then, self._heeds = then, heeds
         self.stop.clear()
+        self.way_out = Exit()
         self._future = self._thread.submit(act)
 
     def settle(self, seconds: float = 0.0) -> None:
@@ -70,4 +75,7 @@ class Chores:
     def make_way(self, seconds: float) -> None:
         """End what is under way, if it heeds that, and wait for it so long; one that takes longer still makes way."""
         self.stop.set()
-        self.settle(seconds if self._heeds else 0.0)
+        self.settle(min(MOMENT, seconds) if self._heeds else 0.0)
+        if self._heeds and self.busy:
+            self.way_out.take("something else is to be done")
+            self.settle(seconds)

@@ -15,12 +15,13 @@ from typing import Literal
 from edgesplit.orchestrator.moving import Moving
 from edgesplit.orchestrator.verdict import Forecast
 from edgesplit.plan import ServiceLevel, WatchPolicy
-from edgesplit.profiling.capacity import HostState, State, Thresholds, lost
+from edgesplit.profiling.capacity import LATELY, HostState, State, Thresholds, lost
 from edgesplit.split import Split
 from edgesplit.units import format_size, format_time
 from edgesplit.values import Value
 
 SETTLE = 2.0  # seconds after the ring broke in which its hosts that live tell of it: they do within half a second
+MISSED = 1.5  # intervals: who has been silent for longer by then, and for SETTLE, is not waited for
 FIRST = 15.0  # seconds given to a host that this controller has not heard of yet
 OTHERS = 0.1  # cores taken by others that are worth telling
 MENTIONED = 3  # changes told in full
@@ -32,7 +33,7 @@ SOONER = 1.0  # seconds by which a split must serve sooner than a better one, wh
 class Alarm(Value):
     """A threshold that tripped. `urgent`: the ring does not serve. `at_once`: nothing is waited for, nor weighed."""
 
-    kind: Literal["lost", "broken", "forbidden", "slow", "memory", "late", "changed"]
+    kind: Literal["lost", "broken", "forbidden", "slow", "memory", "late", "crowded", "changed"]
     host: str
     text: str
 
@@ -47,6 +48,11 @@ class Alarm(Value):
     @property
     def at_once(self) -> bool:
         return self.urgent or self.kind == "forbidden"
+
+    @property
+    def trouble(self) -> bool:
+        """Do those who ask feel it?"""
+        return self.kind in ("slow", "memory", "late")
 
 
 Move = Literal["redistribute", "re-split"]
@@ -64,26 +70,28 @@ class Way(Value):
 
 
 class Options(Value):
-    """What could be done now. `running`: Phi of the running split on the new state, None when it cannot run there."""
+    """What could be done now. `running`: Phi of the running split on the new state, None when it cannot run there.
+    `at_once`: the ways are for so many sequences at a time; None: for as many as the plan asks for."""
 
     running: float | None
     ways: tuple[Way, ...]
-    impossible: str = ""  # why there is no split at all
-    shed: int | None = None  # the ways are for so many sequences at a time: for all that the plan asks there is none
+    impossible: str = ""  # why there is no split at all, or none for all that the plan asks for
+    at_once: int | None = None
 
 
 class Decision(Value):
     """`gain`: share of the running split's Phi that the move wins, None when that cannot run at all; `net`: what is
     left of it over the horizon, moving subtracted. `forecast`: what the move will be judged by."""
 
-    action: Literal["keep", "redistribute", "re-split", "roll back", "rotate"]
+    action: Literal["keep", "redistribute", "re-split", "widen", "roll back", "rotate"]
     because: str
     target: Split | None = None
     gain: float | None = None
     net: float | None = None
     moving: Moving | None = None
     forecast: Forecast | None = None
-    shed: int | None = None  # serve only so many sequences at a time; None: as many as the plan asks for
+    pressing: bool = False  # those who ask feel what it is made for: nothing is measured before it
+    at_once: int | None = None  # sequences served at a time from then on; None: as many as the plan asks for
 
 
 def thresholds(policy: WatchPolicy, service: ServiceLevel) -> Thresholds:
@@ -92,10 +100,11 @@ def thresholds(policy: WatchPolicy, service: ServiceLevel) -> Thresholds:
 
 class Findings(Value):
     """What else is known of the running split. `changes`: what is different since the last decision; `forbidden`: where
-    it breaks the rules of plan or inventory."""
+    it breaks the rules of plan or inventory; `crowded`: more ask than are served at a time."""
 
     changes: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
+    crowded: str = ""
 
 
 def alarms(state: State, running: Split, found: Findings, policy: WatchPolicy, now: float) -> tuple[Alarm, ...]:
@@ -103,22 +112,23 @@ def alarms(state: State, running: Split, found: Findings, policy: WatchPolicy, n
 
     A host that cannot be heard is no loss while the ring serves: only the ring's own word counts, or a runner that its
     own host says is gone. What is not urgent waits while a host of the ring cannot be told what to do, and rests after
-    a move; what has been answered is not asked again until something is different.
+    a move; what has been answered is not asked again until something is different, or trouble has lasted for a while.
     """
     entry = state.host(running.entry)
     if entry.away(now, policy.host_timeout):
         return ()  # nobody can tell whether the ring serves, nor tell it anything
-    urgent = [*_gone(state, running, policy, now), *_broken(state, running, now)]
+    urgent = [*_gone(state, running, policy, now), *_broken(state, running, policy, now)]
     if urgent or state.broken_at is not None:
         return tuple(urgent)
     if found.forbidden:
         return tuple(Alarm(kind="forbidden", host="", text=text) for text in found.forbidden)
     deaf = any(state.host(name).away(now, policy.host_timeout) for name in running.hosts)
     resting = state.last_move is not None and now - state.last_move < policy.cooldown
-    return () if deaf or resting else tuple(_unhurried(state, running, found.changes, policy))
+    return () if deaf or resting else tuple(_unhurried(state, running, found, policy, now))
 
 
-def _unhurried(state: State, running: Split, changes: tuple[str, ...], policy: WatchPolicy) -> Iterator[Alarm]:
+def _unhurried(state: State, running: Split, found: Findings, policy: WatchPolicy, now: float) -> Iterator[Alarm]:
+    changes = found.changes
     tripped = [alarm for host in running.hosts for alarm in _host_alarms(state, host, policy)]
     if state.late_for >= policy.patience:
         entry = state.host(running.entry).reading
@@ -126,7 +136,10 @@ def _unhurried(state: State, running: Split, changes: tuple[str, ...], policy: W
         tripped.append(
             Alarm(kind="late", host=running.entry, text=f"time per token is {measured}, over the service level")
         )
-    if not changes and {alarm.key for alarm in tripped} <= set(state.answered):
+    if found.crowded:
+        tripped.append(Alarm(kind="crowded", host=running.entry, text=found.crowded))
+    again = now - state.answered_at >= LATELY and any(alarm.trouble for alarm in tripped)
+    if not changes and not again and {alarm.key for alarm in tripped} <= set(state.answered):
         return
     yield from tripped
     if changes:
@@ -146,12 +159,13 @@ def _gone(state: State, running: Split, policy: WatchPolicy, now: float) -> Iter
             yield Alarm(kind="lost", host=name, text=f"{name} is lost: its runner does not answer")
 
 
-def _broken(state: State, running: Split, now: float) -> Iterator[Alarm]:
-    """The ring's own word; and which of its hosts went silent with it, once the others have had time to speak."""
+def _broken(state: State, running: Split, policy: WatchPolicy, now: float) -> Iterator[Alarm]:
+    """The ring's own word; and which of its hosts went silent with it, once those that live have had time to speak."""
     if state.broken_at is None:
         return
     silent = [name for name in running.hosts if name != running.entry and lost(state, name)]
-    if any(now - state.broken_at < _settle(state.host(name)) for name in silent):
+    late = max(SETTLE, MISSED * policy.interval)
+    if any(now - state.broken_at < _settle(state.host(name), now, late) for name in silent):
         return
     for name in silent:
         why = "its runner stands still" if state.host(name).mute_for else "silent since the ring broke"
@@ -164,8 +178,12 @@ def _broken(state: State, running: Split, now: float) -> Iterator[Alarm]:
         yield Alarm(kind="broken", host=running.entry, text=text)
 
 
-def _settle(host: HostState) -> float:
-    return FIRST if host.seen is None and not host.failure else SETTLE
+def _settle(host: HostState, now: float, late: float) -> float:
+    """Seconds that its word is waited for. A host that speaks every interval, and has not for long, died with the ring:
+    two have missed it, the controller and its neighbour."""
+    if host.seen is None:
+        return SETTLE if host.failure else FIRST
+    return SETTLE if now - host.seen < late else 0.0
 
 
 def _host_alarms(state: State, name: str, policy: WatchPolicy) -> Iterator[Alarm]:
@@ -185,14 +203,24 @@ def decide(tripped: tuple[Alarm, ...], options: Options, running: Split, policy:
     if not options.ways:
         return Decision(action="keep", because=f"{why}; and no split is possible: {options.impossible}")
     if options.running is None or any(alarm.at_once for alarm in tripped):
-        way = _soonest(options.ways)
-        if options.shed is not None:
-            why += f"; {options.impossible}, so only {options.shed} at a time"
-        return Decision(action=way.action, because=why, target=way.split, moving=way.moving, shed=options.shed)
-    return _weigh(why, options.ways, options.running, running, policy)
+        way = first(options.ways)
+        if options.impossible:
+            why += f"; {options.impossible}, so only {options.at_once} at a time"
+        return Decision(action=way.action, because=why, target=way.split, moving=way.moving, at_once=options.at_once)
+    made = _weigh(why, options.ways, options.running, running, policy)
+    return made.model_copy(update={"at_once": options.at_once})
 
 
-def _soonest(ways: tuple[Way, ...]) -> Way:
+def widened(tripped: tuple[Alarm, ...], options: Options, running: Split, policy: WatchPolicy) -> Decision:
+    """The options are for more sequences at a time, which the running split can serve too: by itself, or better so."""
+    made = decide(tripped, options, running, policy)
+    if made.target is not None:
+        return made
+    because = f"{'; '.join(alarm.text for alarm in tripped)}; {options.at_once} will be"
+    return Decision(action="widen", because=because, target=running, at_once=options.at_once)
+
+
+def first(ways: tuple[Way, ...]) -> Way:
     """What serves first; of several about as soon, the best."""
     least = min(way.moving.seconds for way in ways)
     return min((way for way in ways if way.moving.seconds <= least + SOONER), key=lambda way: way.phi)

@@ -24,13 +24,14 @@ class Standby(Value):
     blocks: dict[str, tuple[int, ...]]
 
 
-def standby(running: Split, problem: Callable[[str], Problem]) -> Standby:
-    """`problem`: as it would be without a host; raises InfeasibleError where that cannot be."""
+def standby(running: Split, problem: Callable[[str], Problem], gap: float = 0.0) -> Standby:
+    """`problem`: as it would be without a host; raises InfeasibleError where that cannot be. `gap`: share of Phi by
+    which the answers may be worse than the best."""
     ready: dict[str, Split] = {}
     without: dict[str, str] = {running.entry: "it is the entry"}
     for host in running.hosts[1:]:
         try:
-            ready[host] = solve(problem(host)).split
+            ready[host] = solve(problem(host), gap=gap).split
         except InfeasibleError as error:
             without[host] = error.message
     blocks: dict[str, set[int]] = {}

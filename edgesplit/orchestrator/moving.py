@@ -7,7 +7,7 @@ Must not know: clocks, hosts, how a split is found, whether the move is made.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import Field
 
@@ -59,12 +59,16 @@ class Moving(Value):
 @dataclass(frozen=True)
 class Stock:
     """What hosts have already: `shards`, host -> blocks on its disk; `warm`: a runner is up; `room`: bytes of memory
-    free now; `rates`: bytes per second that can be sent to it."""
+    free now; `rates`: bytes per second that can be sent to it; `paces`: factor on its times as profiled."""
 
     shards: Mapping[str, frozenset[int]]
     warm: frozenset[str]
     room: Mapping[str, int]
     rates: Mapping[str, float]
+    paces: Mapping[str, float] = field(default_factory=dict)
+
+    def pace(self, host: str) -> float:
+        return max(1.0, self.paces.get(host, 1.0))
 
     def has(self, host: str, running: Split) -> frozenset[int]:
         return self.shards.get(host, frozenset()) | blocks_of(running, host)
@@ -82,7 +86,7 @@ def moving(running: Split, target: Split, costs: Costs, problem: Problem, stock:
         if host not in stock.shards and host not in running.hosts:
             sizes[host] += problem.common
     starts = {host: 0.0 if host in stock.warm else BEGIN for host in target.hosts}
-    loads = [starts[host] + _weights(fresh[host], problem) / OPEN for host in target.hosts]
+    loads = [stock.pace(host) * (starts[host] + _weights(fresh[host], problem) / OPEN) for host in target.hosts]
     extra = {host: size for host in target.hosts if (size := _extra(running, target, host, problem))}
     room = {host: stock.room.get(host, problem.hosts[host].available) for host in extra}
     short = [

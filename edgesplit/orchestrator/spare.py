@@ -7,12 +7,13 @@ Must not know: what a decision is, how events are shown.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from edgesplit.broadcast.cargo import Cargo
 from edgesplit.broadcast.forecast import rate
+from edgesplit.broadcast.note import Errand
 from edgesplit.broadcast.remote import look_into
 from edgesplit.broadcast.standby import Gently, Supply
 from edgesplit.errors import HostError
@@ -75,6 +76,7 @@ class SpareTime:
 
     def __post_init__(self) -> None:
         self.chores = Chores()
+        self.left: set[str] = set()  # notes of our own whose locks may be left on hosts that fell silent
         self._found: list[Found] = []
         self._probed_at = self._supplied_at = self.began
         self._supplied: int | None = None
@@ -134,11 +136,13 @@ class SpareTime:
         return pair if pair is not None and all(map(view.hears, pair)) else None
 
     def _meet(self, view: View, pair: tuple[str, str]) -> Found:
-        return Found(partial(_probed, view.thinker.fleet, self.try_link(view, pair), view.now))
+        return Found(partial(_probed, view.thinker.fleet, self.try_link(view, pair, self.hosts), view.now))
 
-    def try_link(self, view: View, pair: tuple[str, str]) -> dict[tuple[str, str], LinkProfile | str]:
+    def try_link(
+        self, view: View, pair: tuple[str, str], hosts: Mapping[str, Host]
+    ) -> dict[tuple[str, str], LinkProfile | str]:
         sizes = message_sizes(view.cargo.plan, view.cargo.checkpoint.chain)
-        return meet(self.hosts, view.cargo.inventory, pair, sizes)
+        return meet(hosts, view.cargo.inventory, [pair], sizes)
 
     # --- weights ahead ---
 
@@ -151,15 +155,19 @@ class SpareTime:
         standby = view.thinker.standby(view.mind, view.running, view.now)
         before, there = self.standby, {name for name in standby.blocks if view.hears(name)}
         wanted = {host: blocks for host, blocks in standby.blocks.items() if host in there}
-        gently = Gently(self._rate)
+        gently, way_out = Gently(self._rate), self.chores.way_out
 
         def sent(host: str, size: int) -> None:
-            if self.chores.stop.is_set():
+            if self.chores.stop.is_set() or way_out.taken:
                 raise Interrupted("something else is to be done")
             gently(host, size)
 
-        supply = Supply(view.cargo, dict(self.hosts), wanted, view.cargo.plan.watch.standby, sent)
-        shards, errors = supply.carry_out() if wanted else ({}, {})
+        errand = Errand("standby", ours=frozenset(self.left))
+        hosts, share = way_out.hosts(self.hosts), view.cargo.plan.watch.standby
+        self.left.add(errand.note)
+        shards, errors = Supply(view.cargo, hosts, wanted, share, sent, errand).carry_out() if wanted else ({}, {})
+        if not errors:
+            self.left.discard(errand.note)
         self.standby = standby
         return Found(partial(_supplied, shards), text="" if before == standby else _told(standby, errors))
 

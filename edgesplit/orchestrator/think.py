@@ -23,8 +23,10 @@ from edgesplit.orchestrator.decide import (
     Way,
     alarms,
     decide,
+    first,
     rotation,
     thresholds,
+    widened,
 )
 from edgesplit.orchestrator.likely import Standby, standby
 from edgesplit.orchestrator.moving import Stock, blocks_of, moving
@@ -41,7 +43,7 @@ from edgesplit.orchestrator.verdict import (
     typical,
 )
 from edgesplit.plan import ModelPlan
-from edgesplit.profiling.capacity import Heard, Thresholds, Views, observe, views
+from edgesplit.profiling.capacity import LATELY, MEMORY, Heard, Thresholds, Views, observe, views
 from edgesplit.profiling.news import news, remembered, roomier
 from edgesplit.revision.cost import evaluate, forbidden
 from edgesplit.revision.problem import Problem, pose
@@ -49,6 +51,8 @@ from edgesplit.revision.revise import redistribution, running_phi
 from edgesplit.revision.solver import Solution, solve
 from edgesplit.split import Split
 
+GAP = 0.02  # share of Phi: to prove that nothing is better by less takes most of the time on a hundred hosts
+MOST = 8  # times as many sequences at a time as the plan says, where so many come
 ASIDE = 120.0  # seconds a host is not used after its runner died there: time enough to see whether it dies again
 
 
@@ -70,13 +74,12 @@ class Thinker:
 
     def think(self, mind: Mind, running: Split, now: float) -> tuple[Mind, Decision | None]:
         """None: there is nothing to decide."""
-        policy = self.plan.watch
-        seen = views(self.fleet, mind, running, now, policy.host_timeout)
+        policy, seen = self.plan.watch, self._views(mind, running, now)
         # a new controller asks whether the profile still holds
         thought = remembered(mind.thought or Views(now=self.fleet, worst=self.fleet), seen)
         mind = mind.model_copy(update={"thought": thought})
         different = (*news(thought, seen), *roomier(thought, seen, running))
-        found = Findings(changes=different, forbidden=self._forbidden(running))
+        found = Findings(changes=different, forbidden=self._forbidden(running), crowded=self._crowded(mind))
         tripped = alarms(mind, running, found, policy, now)
         asked = tuple(alarm.key for alarm in tripped)
         if any(alarm.at_once for alarm in tripped):
@@ -84,24 +87,41 @@ class Thinker:
                 return mind, None
         else:
             mind, verdict = self._judge(mind, running, seen, now)
-            if verdict is not None or not tripped:
+            if verdict is not None:
                 return mind, verdict
+            if not tripped:
+                return mind, None if mind.trial else self._rotation(mind, running, now)
         mind = self._set_aside(mind, tripped, running, now)
-        options = self._revise(mind, running, now)
-        if not options.ways and any(alarm.at_once for alarm in tripped):
-            options = self._shed(mind, running, now, options.impossible)
-        elif mind.shed is not None and options.ways:  # all that the plan asks for fits again
-            options = options.model_copy(update={"running": None})
-        decision = decide(tripped, options, running, policy)
+        decision, possible = self._decide(mind, running, now, tripped)
+        pressing = any(alarm.trouble for alarm in tripped)
         if decision.target is not None and not any(alarm.at_once for alarm in tripped):
-            decision = decision.model_copy(update={"forecast": self._forecast(mind, running, decision.target, seen)})
-        update = {"thought": seen, "answered": asked, "hopeless": not options.ways}
+            told = self._forecast(mind, running, decision.target, seen)
+            decision = decision.model_copy(update={"forecast": told, "pressing": pressing})
+        update = {"thought": seen, "answered": asked, "answered_at": now, "hopeless": not possible}
         return mind.model_copy(update=update), decision
 
-    def rotation(self, mind: Mind, running: Split, now: float) -> Decision | None:
-        """Where nothing is to be moved: is it time for other keys?"""
-        found = None if mind.trial else rotation(mind, running, self.plan.watch, now)
-        return found and found.model_copy(update={"shed": mind.shed})
+    def _decide(self, mind: Mind, running: Split, now: float, tripped: tuple[Alarm, ...]) -> tuple[Decision, bool]:
+        """Keep, or what instead; and could any split serve?"""
+        policy = self.plan.watch
+        if any(alarm.at_once for alarm in tripped):
+            options = self._at_once(mind, running, now)
+            return decide(tripped, options, running, policy), bool(options.ways)
+        if any(alarm.kind == "crowded" for alarm in tripped):
+            wider = self._wider(mind, running, now)
+            if wider is not None:
+                return widened(tripped, wider, running, policy), True
+        options = self._for(self._served(mind, now), mind, running, now)
+        fewer = mind.at_once is not None and mind.at_once < self.plan.workload.concurrency
+        if fewer and options.ways:  # all that the plan asks for fits again
+            options = options.model_copy(update={"running": None})
+        decision = decide(tripped, options, running, policy)
+        if decision.target is None and options.ways and any(alarm.trouble for alarm in tripped):
+            decision = self._nowhere_else(mind, running, now, tripped) or decision
+        return decision, bool(options.ways)
+
+    def _rotation(self, mind: Mind, running: Split, now: float) -> Decision | None:
+        found = rotation(mind, running, self.plan.watch, now)
+        return found and found.model_copy(update={"at_once": mind.at_once})
 
     def _forbidden(self, running: Split) -> tuple[str, ...]:
         return tuple(forbidden(running, self._rules)) if self._rules is not None else ()
@@ -122,39 +142,101 @@ class Thinker:
 
     # --- what could be ---
 
-    def _revise(self, mind: Mind, running: Split, now: float) -> Options:
-        """The running split and its rivals on the state as it is; hosts set aside only where nothing else is left."""
+    def _revise(self, mind: Mind, running: Split, now: float, span: float = MEMORY) -> Options:
+        """The running split on the state as it is and its rivals at the worst of `span` seconds; hosts set aside only
+        where nothing else is left."""
         try:
-            return self._options(mind, running, now)
+            return self._options(mind, running, now, span)
         except InfeasibleError as error:
             reachable = mind.model_copy(update={"aside": {}})
             try:
-                return self._options(reachable, running, now)
+                return self._options(reachable, running, now, span)
             except InfeasibleError:
                 return Options(running=None, ways=(), impossible=error.message)
 
-    def _shed(self, mind: Mind, running: Split, now: float, impossible: str) -> Options:
-        """Fewer sequences at a time, at whatever rate: their caches are what can be done without."""
-        work = self.plan.workload
-        count = work.concurrency // 2
-        while count:
-            less = work.model_copy(update={"concurrency": count, "rate": 0.0})
-            found = replace(self, plan=self.plan.model_copy(update={"workload": less}))._revise(mind, running, now)
-            if found.ways:
-                return found.model_copy(update={"running": None, "shed": count, "impossible": impossible})
-            count //= 2
-        return Options(running=None, ways=(), impossible=impossible)
+    # --- for how many at a time ---
 
-    def _options(self, mind: Mind, running: Split, now: float) -> Options:
-        seen = views(self.fleet, mind, running, now, self.plan.watch.host_timeout)
+    def _crowded(self, mind: Mind) -> str:
+        count = mind.at_once or self.plan.workload.concurrency
+        asked = mind.crowd.level
+        return f"{asked:.0f} ask at a time, and {count} are served" if count < min(asked, self._most) else ""
+
+    @property
+    def _most(self) -> int:
+        return MOST * self.plan.workload.concurrency
+
+    def _asked(self, mind: Mind, now: float, running: int = 0) -> int:
+        """As many as the plan says, or the double, fourfold ... of it where so many have come of late."""
+        count, most = self.plan.workload.concurrency, max(mind.crowd.worst(now), running)
+        while count < min(most, self._most):
+            count *= 2
+        return count
+
+    def _served(self, mind: Mind, now: float) -> int:
+        """As now, unless the crowd is gone; never less than the plan says."""
+        count = self.plan.workload.concurrency
+        return max(count, min(mind.at_once or count, self._asked(mind, now)))
+
+    def _for(self, count: int, mind: Mind, running: Split, now: float, span: float = MEMORY) -> Options:
+        """What could be, for so many sequences at a time; fewer than the plan says come at whatever rate."""
+        options = self._with(count)._revise(mind, running, now, span)
+        return options.model_copy(update={"at_once": None if count == self.plan.workload.concurrency else count})
+
+    def _with(self, count: int) -> Thinker:
+        work = self.plan.workload
+        rate = work.rate if count >= work.concurrency else 0.0
+        workload = work.model_copy(update={"concurrency": count, "rate": rate})
+        return replace(self, plan=self.plan.model_copy(update={"workload": workload}))
+
+    def _in_time(self, count: int, split: Split, view: Fleet) -> bool:
+        """Does it hold so many at a time, and would they still get their tokens at the wished pace?"""
+        limit, token = self.plan.service.time_per_token, self._with(count)._token(split, view)
+        return token is not None and (limit is None or token <= limit)
+
+    def _at_once(self, mind: Mind, running: Split, now: float) -> Options:
+        """Where nothing serves: what serves first for as many as the plan says, and then for as many more who wait by
+        now as it holds; if there is nothing, for fewer: their caches are what can be done without."""
+        entry = mind.host(running.entry).reading
+        count, wide = self.plan.workload.concurrency, self._asked(mind, now, entry.running if entry else 0)
+        options = self._for(count, mind, running, now)
+        if options.ways:
+            way, seen = first(options.ways), self._views(mind, running, now).worst
+            while wide > count and not self._in_time(wide, way.split, seen):
+                wide //= 2
+            more = wide if wide > count else None
+            return options.model_copy(update={"ways": (way,), "at_once": more})
+        impossible = options.impossible
+        while count := count // 2:
+            found = self._for(count, mind, running, now)
+            if found.ways:
+                return found.model_copy(update={"running": None, "impossible": impossible})
+        return options
+
+    def _wider(self, mind: Mind, running: Split, now: float) -> Options | None:
+        """For as many as ask, or the most that the running split can serve too; None: no more than now."""
+        served, count = mind.at_once or self.plan.workload.concurrency, self._asked(mind, now)
+        view = self._views(mind, running, now).now
+        while count > served and not self._in_time(count, running, view):
+            count //= 2
+        options = self._for(count, mind, running, now) if count > served else None
+        return None if options is None or options.running is None else options
+
+    def _nowhere_else(self, mind: Mind, running: Split, now: float, tripped: tuple[Alarm, ...]) -> Decision | None:
+        """A way to hosts that were not well within ten minutes, but have been for a while."""
+        options = self._for(self._served(mind, now), mind, running, now, LATELY)
+        decision = decide(tripped, options, running, self.plan.watch)
+        return None if decision.target is None else decision
+
+    def _options(self, mind: Mind, running: Split, now: float, span: float = MEMORY) -> Options:
+        seen = self._views(mind, running, now, span)
         problem, stock = self._problem(seen.worst), self.stock(mind)
         phi = running_phi(running, self._problem(seen.now))
         found: list[tuple[Move, Solution | None]] = [
             ("redistribute", redistribution(running, problem)),
-            ("re-split", solve(problem)),
+            ("re-split", solve(problem, gap=self._gap)),
         ]
         if phi is None:
-            found.append(("re-split", _ready(running, problem, stock)))
+            found.append(("re-split", _ready(running, problem, stock, self._gap)))
         ways = tuple(
             Way(
                 action=action,
@@ -180,15 +262,24 @@ class Thinker:
                 if name in self.fleet.hosts and self.fleet.hosts[name].device == "cpu"
             },
             rates={name: rate(name, self.fleet, self.inventory) for name in self.fleet.hosts},
+            paces={name: host.pace.level for name, host in mind.hosts.items()},
         )
+
+    @property
+    def _gap(self) -> float:
+        """Share of Phi by which a rival may be worse than the best there is: far less than a move must win."""
+        return min(GAP, self.plan.watch.min_gain / 5)
+
+    def _views(self, mind: Mind, running: Split, now: float, span: float = MEMORY) -> Views:
+        return views(self.fleet, mind, running, now, self.plan.watch.host_timeout, span)
 
     def _problem(self, fleet: Fleet) -> Problem:
         return pose(self.chain, fleet, self.plan, self.inventory)
 
     def standby(self, mind: Mind, running: Split, now: float) -> Standby:
         """What would be needed if one host of the ring were lost."""
-        seen = views(self.fleet, mind, running, now, self.plan.watch.host_timeout)
-        return standby(running, lambda host: self._problem(seen.worst.without(host)))
+        seen = self._views(mind, running, now)
+        return standby(running, lambda host: self._problem(seen.worst.without(host)), self._gap)
 
     # --- what came of it ---
 
@@ -221,17 +312,17 @@ class Thinker:
         failure = Failure(route=route(running), views=seen)
         mind = mind.model_copy(update={"failures": (*mind.failures, failure)[-REMEMBERED:]})
         heard = all(not mind.host(name).away(now, self.plan.watch.host_timeout) for name in trial.origin.hosts)
-        if not heard or running_phi(trial.origin, self._problem(seen.now)) is None:
-            return mind, None
-        return mind, Decision(action="roll back", because=found.text, target=trial.origin)
+        if not heard or not found.back or running_phi(trial.origin, self._problem(seen.now)) is None:
+            return mind, Decision(action="keep", because=f"{found.text}; there is no way back")
+        return mind, Decision(action="roll back", because=found.text, target=trial.origin, at_once=mind.at_once)
 
 
-def _ready(running: Split, problem: Problem, stock: Stock) -> Solution | None:
+def _ready(running: Split, problem: Problem, stock: Stock, gap: float) -> Solution | None:
     """The best split for which nothing need be sent."""
     has = {host: stock.has(host, running) for host in problem.hosts}
     legal = tuple(frozenset(h for h in hosts if block in has.get(h, ())) for block, hosts in enumerate(problem.legal))
     try:
-        return solve(replace(problem, legal=legal))
+        return solve(replace(problem, legal=legal), gap=gap)
     except InfeasibleError:
         return None
 
@@ -258,7 +349,7 @@ def moved(mind: Mind, decision: Decision, origin: Split, now: float) -> Mind:
         "late_for": 0,
         "answered": (),
         "served": (),
-        "shed": decision.shed,
+        "at_once": decision.at_once,
     }
     return supplied(mind, target).model_copy(update={**update, "trial": trial})
 

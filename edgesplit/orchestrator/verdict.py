@@ -58,12 +58,12 @@ class Failure(Value):
 
 class Mind(State):
     """What the orchestrator remembers beside the state of hosts and links. `shards`: host -> blocks on its disk;
-    `hopeless`: for what was asked last, no split was possible; `shed`: so many sequences at a time are all that is
-    served, None: as many as the plan asks for."""
+    `hopeless`: for what was asked last, no split was possible; `at_once`: so many sequences at a time are served, None:
+    as many as the plan asks for."""
 
     shards: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     hopeless: bool = False
-    shed: int | None = None
+    at_once: int | None = None
     trial: Trial | None = None
     failures: tuple[Failure, ...] = ()
 
@@ -90,9 +90,11 @@ def typical(served: Sequence[Served], window: int) -> Served | None:
 
 
 class Verdict(Value):
-    """`text`: what was measured, beside what was forecast; "" where the two cannot be compared."""
+    """`text`: what was measured, beside what was forecast; "" where the two cannot be compared. `back`: what served
+    before would be better than what is measured now, by what it gave then and by the model."""
 
     failed: bool = False
+    back: bool = False
     text: str = ""
 
 
@@ -116,4 +118,4 @@ def judge(mind: Mind, window: int, price: Callable[[Split], float | None], runni
         f"{'not ' if failed else ''}{format_time(said)} {'as ' if failed else 'were '}forecast; "
         f"epoch {trial.origin.epoch} would give {format_time(was)}"
     )
-    return Verdict(failed=failed, text=text)
+    return Verdict(failed=failed, back=failed and max(was, old) < found.seconds, text=text)

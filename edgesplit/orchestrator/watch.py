@@ -7,36 +7,41 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
+from typing import TypeVar
 
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.broadcast.note import signature
-from edgesplit.broadcast.push import push
+from edgesplit.broadcast.note import Errand, signature
+from edgesplit.broadcast.push import Pushed, push
 from edgesplit.broadcast.scene import look, served
 from edgesplit.broadcast.transition import Progress
 from edgesplit.errors import EdgesplitError, InfeasibleError, InputError, MovedError, ServingError
-from edgesplit.fleet import Fleet
+from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.hosts.fanout import door
 from edgesplit.hosts.host import Host
+from edgesplit.hosts.leaving import Exit
 from edgesplit.inventory import HostSpec, Inventory
 from edgesplit.orchestrator.admission import changes, together
+from edgesplit.orchestrator.attend import attend
 from edgesplit.orchestrator.decide import FIRST, Decision
 from edgesplit.orchestrator.event import Event, Kind, inputs
 from edgesplit.orchestrator.history import History
 from edgesplit.orchestrator.spare import SpareTime, View
 from edgesplit.orchestrator.think import Thinker, moved, untried
 from edgesplit.orchestrator.verdict import Mind
-from edgesplit.profiling.capacity import Heard, probed
+from edgesplit.profiling.capacity import Heard, breaks_down, probed
 from edgesplit.profiling.probes import Reading
 from edgesplit.profiling.telemetry import Telemetry
 from edgesplit.revision.problem import pose
 from edgesplit.split import Split
 
+ATTENTION = 0.1  # seconds between two looks at a change that is under way
+T = TypeVar("T")
 URGENT = 0.5  # seconds of a turn while the ring is broken
-MAKE_WAY = 15.0  # seconds given to what holds a lock in spare time, before a move: a runner that starts takes six
+MAKE_WAY = 5.0  # seconds given to what holds a lock in spare time, before a move
 
 
 @dataclass(frozen=True)
@@ -108,18 +113,17 @@ class Watch:
         if decision is not None and decision.target is not None and self._may_wait(decision):
             before = self._try_links(before, decision.target)
             self.state, decision = self._thinker.think(before, self.running, now)
-        known = inputs(self.state, self.running)
-        if decision is not None and decision.target is None:
-            yield self._event("keep", decision.because, decision=decision, inputs=known)
-        moves = decision is not None and decision.target is not None
-        move = decision if moves else self._thinker.rotation(self.state, self.running, now)
-        if move is not None and move.target is not None:
-            text = f"{move.action}: {move.because}"
-            yield self._event("move", text, decision=move, split=move.target, inputs=known)
-            if not dry_run:
-                yield self._broadcast(move.target, move, before)
-        elif decision is None:
+        if decision is None:
             yield from self._idle(act=not dry_run)
+            return
+        known = inputs(self.state, self.running)
+        if decision.target is None:
+            yield self._event("keep", decision.because, decision=decision, inputs=known)
+            return
+        text = f"{decision.action}: {decision.because}"
+        yield self._event("move", text, decision=decision, split=decision.target, inputs=known)
+        if not dry_run:
+            yield self._broadcast(decision.target, decision, before)
 
     # the inventory, as its file is now
 
@@ -201,14 +205,21 @@ class Watch:
         return View(self.cargo, self._inventory, self._thinker, self.running, self.state, self.clock())
 
     def _may_wait(self, decision: Decision) -> bool:
-        """Does the ring serve meanwhile?"""
-        return decision.gain is not None and self.state.broken_at is None
+        """Does the ring serve meanwhile, and well?"""
+        return decision.gain is not None and not decision.pressing and self.state.broken_at is None
 
     def _try_links(self, state: Mind, target: Split) -> Mind:
         """Where there is no hurry, links that a move would come to depend on are measured before it."""
-        for pair in untried(target, self.running):
-            found = self._spare.try_link(self._view(), pair)
-            state = probed(state, self.fleet, found, self.clock())
+        way_out, view = Exit(), self._view()
+        hosts = way_out.hosts(self.hosts)
+
+        def act() -> list[dict[tuple[str, str], LinkProfile | str]]:
+            return [self._spare.try_link(view, pair, hosts) for pair in untried(target, self.running)]
+
+        found, heard = self._listening(act, way_out)
+        state = self._thinker.heed(state, heard, self.running)
+        for links in () if isinstance(found, EdgesplitError) else found:
+            state = probed(state, self.fleet, links, self.clock())
         return state
 
     # 2 Adaptive Orchestrator and 3 Split Revision: think.py
@@ -218,23 +229,16 @@ class Watch:
     def _broadcast(self, target: Split, decision: Decision, before: Mind) -> Event:
         start = self.clock()
         self._spare.chores.make_way(MAKE_WAY)
-        timeout = self.cargo.plan.watch.host_timeout
-        gone = self.state.thought.now.problems if self.state.thought else {}
-        reachable = {
-            name: host
-            for name, host in self.hosts.items()
-            if name in target.hosts or not (name in gone or self.state.host(name).away(start, timeout))
-        }
-        try:
-            cargo = self.cargo.shedding(decision.shed)
-            scene = look(cargo, reachable, self.fleet)
-            why = f"watch: {decision.action}"
-            pushed = push(cargo, target, reachable, scene, self.progress, reason=why)
-        except EdgesplitError as error:
-            self.state = self.state.model_copy(
+        errand = Errand(f"watch: {decision.action}", self._warm(), frozenset(self._spare.left))
+        pushed, heard = self._attended(target, decision, errand)
+        if isinstance(pushed, EdgesplitError):
+            self._spare.left.add(errand.note)
+            self.state = self._thinker.heed(self.state, heard, self.running).model_copy(
                 update={"last_move": self.clock(), "thought": before.thought, "answered": before.answered}
             )
-            return self._event("failed", error.message, decision=decision, split=target)
+            return self._event("failed", pushed.message, decision=decision, split=target)
+        if pushed.warnings:
+            self._spare.left.add(errand.note)
         self.state = moved(self.state, decision, self.running, self.clock())
         self.running = pushed.split
         self._leave([name for name in self.hosts if name not in self._inventory.hosts])
@@ -242,6 +246,48 @@ class Watch:
         took = self.clock() - start
         text = "; ".join([f"epoch {self.running.epoch} serves after {took:.1f} s", *pushed.warnings])
         return self._event("moved", text, decision=decision, split=self.running, seconds=took)
+
+    def _attended(
+        self, target: Split, decision: Decision, errand: Errand
+    ) -> tuple[Pushed | EdgesplitError, dict[str, Heard]]:
+        """What came of the push, and what was heard during it; of no more use once another epoch serves."""
+        timeout, now = self.cargo.plan.watch.host_timeout, self.clock()
+        gone = self.state.thought.now.problems if self.state.thought else {}
+        reachable = {
+            name: host
+            for name, host in self.hosts.items()
+            if name in target.hosts or not (name in gone or self.state.host(name).away(now, timeout))
+        }
+        way_out, cargo = Exit(), self.cargo.serving(decision.at_once)
+        hosts = way_out.hosts(reachable)
+
+        def act() -> Pushed:
+            return push(cargo, target, hosts, look(cargo, hosts, self.fleet), self.progress, errand)
+
+        return self._listening(act, way_out)
+
+    def _listening(self, act: Callable[[], T], way_out: Exit) -> tuple[T | EdgesplitError, dict[str, Heard]]:
+        """What comes of an act, given up when the ring breaks; and what was heard meanwhile."""
+        running, broken = self.running, self.state.broken_at is not None
+
+        def breaks(news: Mapping[str, Heard]) -> bool:
+            entry = news.get(running.entry)
+            return (
+                entry is not None
+                and not isinstance(entry.what, str)
+                and breaks_down(entry.what, running, broken=broken)
+            )
+
+        came, heard = attend(act, way_out, lambda: self._telemetry.take(ATTENTION, [running.entry]), breaks)
+        if isinstance(came, Exception) and not isinstance(came, EdgesplitError):
+            raise came
+        return came, heard
+
+    def _warm(self) -> frozenset[str]:
+        """Hosts that may keep a runner though the split leaves them: it takes long to start where others compute."""
+        if not self.cargo.plan.watch.standby:
+            return frozenset()
+        return frozenset(name for name in self._inventory.hosts if not self.state.host(name).short_for)
 
     def _event(self, kind: Kind, text: str, **more: object) -> Event:
         return Event.model_validate(

@@ -9,6 +9,7 @@ Pure: apply what was heard to a state, get the next state. Must not know: clocks
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,9 +22,13 @@ from edgesplit.profiling.probes import Reading, StageReading
 from edgesplit.split import Split
 from edgesplit.values import Value
 
-MIN_STEPS = 4  # decode steps between two readings before their mean time counts
+MIN_STEPS = 4  # decode steps between two readings before their mean time counts ...
+LONG = 0.05  # ... or so many seconds spent in them: what takes so long is no matter of a busy moment
 FLOOR = 0.05  # share of its cores that a host keeps for us under any load; bounds the slowdown
-MEMORY = 600.0  # seconds that the worst is remembered: nothing that comes and goes more often is moved to twice
+MEMORY = 600.0  # seconds that the worst is remembered: nothing that comes and goes more often is moved to twice ...
+LATELY = (
+    30.0  # ... unless what serves is in trouble and nothing else is left; then what has been well for so long will do
+)
 APART = 1.25  # factor between two values that are not the same; profiles repeat within 10 %
 APART_SECONDS = 0.5e-3  # and for round trips: what a busy kernel adds
 ALIKE = 1.05  # factor within which two remembered levels are one
@@ -40,8 +45,9 @@ class Belief(Value):
     def level(self) -> float:
         return statistics.median(self.recent or (self.value,))
 
-    def worst(self, now: float) -> float:
-        return max([self.level, *(bad for until, bad in self.peaks if until > now)])
+    def worst(self, now: float, span: float = MEMORY) -> float:
+        """Of so many seconds past."""
+        return max([self.level, *(bad for until, bad in self.peaks if until > now + MEMORY - span)])
 
     def seen(self, value: float, now: float, patience: int) -> Belief:
         """`patience`: so many readings suffice to believe a change, one less does not, whatever it says."""
@@ -111,11 +117,13 @@ class State(Value):
     links: dict[str, dict[str, LinkState]] = Field(default_factory=dict)
     late_for: int = 0  # consecutive readings over the service level
     served: tuple[Served, ...] = ()  # of the running epoch, the newest last
+    crowd: Belief = Belief(value=0.0)  # sequences under way or waiting
     broken_at: float | None = None  # when the entry first said so of the running epoch
     last_move: float | None = None
     aside: dict[str, float] = Field(default_factory=dict)  # host -> until when it is not used
     thought: Views | None = None  # what the last decision was made for
-    answered: tuple[str, ...] = ()  # the alarms it answered
+    answered: tuple[str, ...] = ()  # the alarms it answered ...
+    answered_at: float = -math.inf  # ... and when
 
     def host(self, name: str) -> HostState:
         return self.hosts.get(name, HostState())
@@ -164,13 +172,22 @@ def _service(state: State, heard: Heard | None, running: Split, thresholds: Thre
     pace = entry.time_per_token or 0.0
     late = came and thresholds.time_per_token is not None and pace > thresholds.time_per_token
     served = (*state.served, Served(seconds=pace, load=entry.running, tokens=entry.tokens)) if came else state.served
-    broken = not entry.runner or entry.serving is None or bool(entry.broken and entry.serving == running.epoch)
+    broken = breaks_down(entry, running, broken=False) and entry.serving in (None, running.epoch)
     began = state.broken_at if state.broken_at is not None else heard.at
     return {
         "late_for": state.late_for + 1 if late else 0,
         "served": served[-thresholds.window :],
+        "crowd": state.crowd.seen(float(entry.running), heard.at, thresholds.patience),
         "broken_at": began if broken else None,
     }
+
+
+def breaks_down(entry: Reading, running: Split, *, broken: bool) -> bool:
+    """Does the entry tell of a ring that no longer serves? `broken`: the running one was known not to; then only what
+    came after it counts."""
+    if entry.mute or (broken and entry.serving in (None, running.epoch)):
+        return False
+    return not entry.runner or entry.serving is None or bool(entry.broken)
 
 
 def _host(
@@ -195,11 +212,12 @@ def slowdown(before: Reading | None, now: Reading, profile: HostProfile, running
     """Measured over profiled compute time between two readings; None when nothing can be said.
 
     While tokens flow, from the stages' own decode steps: this catches whatever slows them. Else from the CPU time that
-    others take: a runner that wants more cores than they leave free is slower by that factor.
+    others take, and from what the host may use at all: a runner that wants more cores than that leaves it is slower by
+    that factor.
     """
     if before is None or now.at <= before.at:
         return None
-    return _from_steps(before, now, profile, running) or _from_load(before, now)
+    return _from_steps(before, now, profile, running) or _from_load(before, now, profile)
 
 
 def _from_steps(before: Reading, now: Reading, profile: HostProfile, running: Split) -> float | None:
@@ -208,9 +226,10 @@ def _from_steps(before: Reading, now: Reading, profile: HostProfile, running: Sp
     for stage in now.stages:
         then = old.get((stage.epoch, stage.stage))
         steps = stage.steps - (then.steps if then else 0)
-        if steps < MIN_STEPS:
+        took = stage.decode_seconds - (then.decode_seconds if then else 0.0)
+        if not steps or (steps < MIN_STEPS and took < LONG):
             continue
-        spent += stage.decode_seconds - (then.decode_seconds if then else 0.0)
+        spent += took
         expected += steps * _decode_seconds(stage, profile, running.blocks)
     return spent / expected if expected > 0 else None
 
@@ -231,9 +250,10 @@ def _others(before: Reading, now: Reading) -> float:
     return max(0.0, (now.busy_seconds - before.busy_seconds - own) / span) if span > 0 else 0.0
 
 
-def _from_load(before: Reading, now: Reading) -> float:
-    wanted = min(now.threads or now.cores, now.cores)
-    free = max(now.cores - _others(before, now), FLOOR * now.cores)
+def _from_load(before: Reading, now: Reading, profile: HostProfile) -> float:
+    cores = max(now.cores, profile.cores)
+    wanted = min(now.threads or cores, cores)
+    free = max(now.cores - _others(before, now), FLOOR * cores)
     return max(1.0, wanted / free)
 
 
@@ -279,13 +299,13 @@ def _known(links: Links, fleet: Fleet, source: str, target: str) -> LinkState | 
 # --- the fleet as it is -----------------------------------------------------------------------------------------------
 
 
-def views(fleet: Fleet, state: State, running: Split, now: float, timeout: float) -> Views:
-    """The profile with what has been seen since."""
+def views(fleet: Fleet, state: State, running: Split, now: float, timeout: float, span: float = MEMORY) -> Views:
+    """The profile with what has been seen since; the worst is that of so many seconds."""
     gone = {name: why for name in fleet.hosts if (why := _missing(state, running, name, now, timeout))}
     left = fleet.without(*gone).model_copy(update={"problems": {**fleet.problems, **gone}})
     return Views(
         now=_seen(left, state, running, lambda belief: belief.level),
-        worst=_seen(left, state, running, lambda belief: belief.worst(now)),
+        worst=_seen(left, state, running, lambda belief: belief.worst(now, span)),
     )
 
 

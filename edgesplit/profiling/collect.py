@@ -9,8 +9,8 @@ import itertools
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from edgesplit.inventory import Inventory
 from edgesplit.model.checkpoint import Checkpoint
 from edgesplit.plan import ModelPlan
 from edgesplit.profiling import probes
-from edgesplit.profiling.probes import NoProfile
+from edgesplit.profiling.probes import NoProfile, Ways
 from edgesplit.values import digest
 
 MEASURE_SECONDS = 180.0  # importing torch on a slow board takes a minute
@@ -97,10 +97,9 @@ def join(
     for name in profiles:
         others = [other for other in links if other in hosts]
         links[name] = {}
-        for other in others:
-            for (source, target), link in meet(hosts, inventory, (name, other), sizes).items():
-                if isinstance(link, LinkProfile):
-                    links[source][target] = link
+        for (source, target), link in meet(hosts, inventory, [(name, other) for other in others], sizes).items():
+            if isinstance(link, LinkProfile):
+                links[source][target] = link
     old = {name: why for name, why in fleet.problems.items() if name not in profiles}
     return fleet.model_copy(
         update={
@@ -176,51 +175,53 @@ Reasons = dict[str, dict[str, str]]
 def measure_links(
     hosts: Mapping[str, Host], inventory: Inventory, sizes: tuple[int, int], note: Note
 ) -> tuple[Links, Reasons]:
-    """The links that there are, and why the others are not; pairs that do not meet are measured at once."""
+    """The links that there are, and why the others are not."""
     links: Links = {name: {} for name in hosts}
     reasons: Reasons = {}
-    progress = _Progress(note, "pairs", len(hosts) * (len(hosts) - 1) // 2)
-    for pairs in rounds(hosts):
-        with ThreadPoolExecutor(max(1, len(pairs))) as pool:
-            acts = pool.map(lambda pair: progress.step(meet(hosts, inventory, pair, sizes)), pairs)
-            for found in acts:
-                for (source, target), link in found.items():
-                    if isinstance(link, str):
-                        reasons.setdefault(source, {})[target] = link
-                    else:
-                        links[source][target] = link
+    pairs = [pair for together in rounds(hosts) for pair in together]
+    for (source, target), link in meet(hosts, inventory, pairs, sizes, note).items():
+        if isinstance(link, str):
+            reasons.setdefault(source, {})[target] = link
+        else:
+            links[source][target] = link
     return links, reasons
 
 
 def meet(
-    hosts: Mapping[str, Host], inventory: Inventory, pair: tuple[str, str], sizes: tuple[int, int]
-) -> dict[tuple[str, str], LinkProfile | str]:
-    """Both directions, or why they are not there. The one that calls is tried the other way round if it cannot."""
-    a, b = pair
-    failures = {}
-    for caller, listener in (pair, (b, a)):
-        found = _call(hosts, inventory, (caller, listener), sizes)
-        if isinstance(found, str):
-            failures[caller, listener] = found
-            continue
-        there, back = found
-        return {(caller, listener): there, (listener, caller): back or f"{caller} is not reached from {listener}"}
-    return dict(failures)
+    hosts: Mapping[str, Host],
+    inventory: Inventory,
+    pairs: Sequence[tuple[str, str]],
+    sizes: tuple[int, int],
+    note: Note = lambda _: None,
+) -> Ways:
+    """Both directions of each pair, or why they are not there. One process a host takes its pairs in this order; pairs
+    that have no host in common are measured at once."""
+    token, progress = secrets.token_hex(16), _Progress(note, "pairs", len(pairs))
+    taking_part = {name: hosts[name] for name in dict.fromkeys(name for pair in pairs for name in pair)}
+    silence = probes.MEETING + probes.patience(pairs)
+
+    def links_of(host: Host) -> Ways:
+        found: Ways = {}
+        command = probes.meet(host.name, inventory, pairs, token, sizes)
+        for line in host.stream(command, runner_archive().data, silence):
+            with suppress(NoProfile):  # what a login shell says, or a line cut off: the pair is missing then
+                found |= probes.parse_pair(line, sizes)
+                if '"pair"' in line:
+                    progress.step(line)
+        return found
+
+    answers, failures = survey(taking_part, links_of)
+    ways: Ways = {}
+    for a, b in pairs:
+        for way in ((a, b), (b, a)):
+            ways[way] = _told(way, answers, failures)
+    return ways
 
 
-def _call(
-    hosts: Mapping[str, Host], inventory: Inventory, pair: tuple[str, str], sizes: tuple[int, int]
-) -> tuple[LinkProfile, LinkProfile | None] | str:
-    a, b = pair
-    caller, listener = inventory.hosts[a], inventory.hosts[b]
-    token, archive = secrets.token_hex(16), runner_archive().data
-    patience = probes.LINK_SECONDS + 20
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(hosts[b].run, probes.listen(listener, caller, token, sizes), archive, patience)
-        try:
-            command = probes.call(caller, listener, token, sizes)
-            return probes.parse_call(hosts[a].run(command, archive, patience), sizes)
-        except (HostError, NoProfile) as error:
-            return str(error)
-        finally:
-            waiting.exception()
+def _told(way: tuple[str, str], answers: Mapping[str, Ways], failures: Mapping[str, HostError]) -> LinkProfile | str:
+    """Of what the two ends said of a direction, the measurement, else the reason."""
+    said = [answers[end][way] for end in way if way in answers.get(end, {})]
+    found = next((link for link in said if isinstance(link, LinkProfile)), None)
+    why = next((link for link in said if isinstance(link, str)), "")
+    silent = next((failures[end].message for end in way if end in failures), "they did not meet")
+    return found or why or silent

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -15,13 +16,14 @@ from pydantic import Field
 from edgesplit.fleet import HostProfile, LinkProfile, StageTimes
 from edgesplit.hosts import commands
 from edgesplit.hosts.commands import Command
-from edgesplit.inventory import HostSpec
+from edgesplit.inventory import HostSpec, Inventory
 from edgesplit.model.blocks import Chain
 from edgesplit.plan import ModelPlan
 from edgesplit.values import Value
 
 FIRST_WINDOW = 10 * 1448  # bytes that TCP sends before the first acknowledgement (RFC 6928)
-LINK_SECONDS = 8.0  # a pair that has not met by then cannot; starting Python on a slow board takes three
+MEETING = 8.0  # seconds; hosts that have not met by then cannot: starting Python on a slow board takes three
+PAIR_SECONDS = 5.0  # a pair takes less, but for the slowest links
 
 
 class NoProfile(ValueError):
@@ -86,20 +88,31 @@ def message_sizes(plan: ModelPlan, chain: Chain) -> tuple[int, int]:
     return token, token * (min(plan.prefill_chunk, plan.workload.prompt_tokens) if chain.chunked else 1)
 
 
-def listen(spec: HostSpec, caller: HostSpec, token: str, sizes: tuple[int, int]) -> Command:
-    """Wait for one link measurement; standard input is the runner archive."""
-    return commands.measure(spec.interpreter, "listen", _meeting(spec, caller, token, sizes))
+def meet(
+    name: str, inventory: Inventory, pairs: Sequence[tuple[str, str]], token: str, sizes: tuple[int, int]
+) -> Command:
+    """Measure the links of one host's pairs with the others, which do so too; standard input is the runner archive."""
+    spec, mine = inventory.hosts[name], [pair for pair in pairs if name in pair]
+    peers = sorted({other for pair in mine for other in pair} - {name})
+    places = {peer: (inventory.hosts[peer].data_address, _ports(inventory.hosts[peer])) for peer in peers}
+    arguments = {
+        "me": name,
+        "token": token,
+        "address": spec.data_address,
+        "ports": _ports(spec),
+        "peers": places,
+        "timeout": MEETING,
+        "pairs": mine,
+        "message": sizes,
+        "patience": patience(pairs),
+    }
+    return commands.measure(spec.interpreter, "links", arguments)
 
 
-def call(spec: HostSpec, target: HostSpec, token: str, sizes: tuple[int, int]) -> Command:
-    """Measure the link from a host to one that listens; standard input is the runner archive."""
-    return commands.measure(spec.interpreter, "call", _meeting(target, spec, token, sizes))
-
-
-def _meeting(spec: HostSpec, caller: HostSpec, token: str, sizes: tuple[int, int]) -> dict[str, Any]:
-    own = {"address": caller.data_address, "ports": _ports(caller)}
-    place = {"address": spec.data_address, "ports": _ports(spec), "token": token, "timeout": LINK_SECONDS}
-    return {**place, "caller": own, "message": sizes}
+def patience(pairs: Sequence[tuple[str, str]]) -> float:
+    """Seconds within which a host gets to a pair, whatever the others do: no pair before it takes so long."""
+    hosts = Counter(name for pair in pairs for name in pair)
+    return PAIR_SECONDS * (1 + max(hosts.values(), default=0))
 
 
 def _ports(spec: HostSpec) -> list[int]:
@@ -107,33 +120,37 @@ def _ports(spec: HostSpec) -> list[int]:
     return [spec.data.port, spec.data.port % 65535 + 1]
 
 
-def parse_call(text: str, sizes: tuple[int, int]) -> tuple[LinkProfile, LinkProfile | None]:
-    """(caller -> listener, listener -> caller), for messages of these sizes; the second is None where the caller cannot
-    be reached. Raises NoProfile."""
-    answer = _object(text)
-    if "error" in answer:
-        raise NoProfile(str(answer["error"]))
+Ways = dict[tuple[str, str], LinkProfile | str]  # a str says why there is none
+
+
+def parse_pair(line: str, sizes: tuple[int, int]) -> Ways:
+    """What a line says of a pair, for messages of these sizes: both directions, the second as a str where the caller
+    cannot be reached. The last line says whom the host does not reach. Raises NoProfile."""
+    answer = _object(line)
     try:
-        rtt, rates = float(answer["rtt"]), [float(answer[way]) for way in ("up", "down")]
-        token, piece = sizes
-        wires = [token / rate for rate in rates]
-        overhead = max(0.0, (float(answer["echo"]) - rtt - sum(wires)) / 2)
-        return (
-            _link(
-                rtt,
-                rates[0],
-                overhead,
-                float(answer["there"]) - rtt - 2 * overhead - piece / rates[0] - wires[1],
-                piece,
-            ),
-            _link(
-                rtt, rates[1], overhead, float(answer["back"]) - rtt - 2 * overhead - piece / rates[1] - wires[0], piece
-            )
-            if answer["both"]
-            else None,
-        )
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        if "missed" in answer:
+            return {(str(answer["me"]), str(peer)): str(why) for peer, why in answer["missed"].items()}
+        caller, peer = map(str, answer["pair"])
+        if "error" in answer:
+            return {(caller, peer): str(answer["error"])}
+        there, back = _directions(answer, sizes)
+        return {
+            (caller, peer): there,
+            (peer, caller): back if answer["both"] else f"{caller} is not reached from {peer}",
+        }
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise NoProfile(f"the link's measurement makes no sense: {error!r}") from error
+
+
+def _directions(answer: Mapping[str, Any], sizes: tuple[int, int]) -> tuple[LinkProfile, LinkProfile]:
+    rtt, (up, down) = float(answer["rtt"]), [float(answer[way]) for way in ("up", "down")]
+    token, piece = sizes
+    overhead = max(0.0, (float(answer["echo"]) - rtt - token / up - token / down) / 2)
+    both = rtt + 2 * overhead
+    return (
+        _link(rtt, up, overhead, float(answer["there"]) - both - piece / up - token / down, piece),
+        _link(rtt, down, overhead, float(answer["back"]) - both - piece / down - token / up, piece),
+    )
 
 
 def _link(rtt: float, bandwidth: float, overhead: float, start: float, piece: int) -> LinkProfile:
@@ -168,7 +185,7 @@ class Reading(Value):
     deployed: bool
     runner: bool
     mute: bool = False
-    runner_seconds: float = 0.0  # CPU time of the runner
+    runner_seconds: float = 0.0  # CPU time of the runner, also before it answers
     threads: int = 0  # of the runner
     serving: int | None = None
     broken: str = ""
@@ -209,7 +226,7 @@ def parse_reading(text: str) -> Reading:
             deployed=answer["manifest"],
             runner=bool(runner),
             mute=answer.get("mute", False),
-            runner_seconds=runner.get("cpu_s", 0.0),
+            runner_seconds=runner.get("cpu_s", answer.get("starting_s", 0.0)),
             threads=runner.get("threads", 0),
             serving=serving,
             broken=epoch.get("reason", ""),

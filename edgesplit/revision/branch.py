@@ -23,7 +23,7 @@ TOLERANCE = 1e-9  # of the solver, on numbers scaled to about 1
 WHOLE = 1e-6  # from a whole number
 ROUNDS = 300  # of cuts at the root; elsewhere a round is as good as the next node
 STALLED, STALLS = 1e-6, 8  # share of the value that a round must win, and how often it may not
-NODES = 20_000  # then the best split so far is the answer, with its gap
+NODES = 3_000  # then the best split so far is the answer, with its gap
 Bounds = dict[int, tuple[float, float]]
 
 
@@ -64,18 +64,30 @@ class _Node:
     bounds: Bounds = field(compare=False)
 
 
-class Search:
-    """`slack`: the answer may be worse than the bound by so much."""
+@dataclass(frozen=True)
+class Enough:
+    """`known`: what does not cost less is not looked for. `gap`: share of the objective and its `constant` by which the
+    answer may be worse than the bound."""
 
-    def __init__(self, model: Any, shape: Shape, slack: float = TOLERANCE) -> None:
+    known: float = math.inf
+    gap: float = 0.0
+    constant: float = 0.0
+
+    def below(self, objective: float) -> float:
+        """A bound from here on is as good as proven."""
+        return objective - max(TOLERANCE, self.gap * (objective + self.constant)) if objective < math.inf else math.inf
+
+
+class Search:
+    def __init__(self, model: Any, shape: Shape, enough: Enough | None = None) -> None:
         self.model = model
         self.shape = shape
-        self.slack = slack
+        self.enough = enough or Enough()
         program = model.getLp()
         self.limits = list(zip(program.col_lower_, program.col_upper_, strict=True))
         self.rows = model.getNumRow()
         self.set: Bounds = {}
-        self.found = Found()
+        self.found = Found(objective=self.enough.known)
         self.root, self.costs = -math.inf, [0.0] * len(self.limits)
 
     def run(self, nodes: int = NODES) -> Found:
@@ -91,11 +103,11 @@ class Search:
                 if other is not None:
                     number += 1
                     heapq.heappush(waiting, _Node(other[0], number, other[1]))
-        found.bound = found.objective
+        found.bound = found.objective if self.enough.gap == 0 else self.enough.below(found.objective)
         return found
 
     def _settled(self, bound: float) -> bool:
-        return bound >= self.found.objective - self.slack
+        return bound >= self.enough.below(self.found.objective)
 
     def _visit(self, bounds: Bounds) -> tuple[Bounds | None, tuple[float, Bounds] | None]:
         """One node: the child to go on with, and the other one with its bound."""
@@ -169,11 +181,15 @@ class Search:
         idle = [row for row in range(self.rows, len(values)) if values[row] > lower[row] + WHOLE]
         if idle:
             self.model.deleteRows(len(idle), idle)
+        self._fix(self.found.objective)
 
     def _keep(self, values: list[float], value: float) -> None:
-        """A better solution. A whole column that costs more than its distance from the root stays at its least value
-        in every better one."""
         self.found.values, self.found.objective = values, value
+        self._fix(value)
+
+    def _fix(self, value: float) -> None:
+        """A whole column that costs more than the distance of the best solution from the root stays at its least value
+        in every better one."""
         for column in (column for columns in self.shape.whole for column in columns):
             least, most = self.limits[column]
             if self.costs[column] > value - self.root + WHOLE and most > least:

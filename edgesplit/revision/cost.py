@@ -103,6 +103,7 @@ def evaluate(split: Split, problem: Problem) -> Costs:
 
 def price(split: Split, problem: Problem) -> Costs:
     """With `problem.batch` sequences in a step."""
+    problem = problem.crowded()
     hops = tuple(_hop_cost(*pair, problem) for pair in zip(split.stages, split.stages[1:], strict=False))
     hosts = tuple(_host_cost(host, split, problem) for host in split.hosts)
     work, wish = problem.workload, problem.objective
@@ -146,7 +147,7 @@ def queued(groups: int) -> float:
 
 def _alone(split: Split, problem: Problem) -> float:
     """Seconds of a request that waits for no other."""
-    single = replace(problem, batch=1, workload=problem.workload.model_copy(update={"concurrency": 1}))
+    single = replace(problem, workload=problem.workload.model_copy(update={"concurrency": 1})).batched(1).crowded()
     hops = tuple(_hop_cost(*pair, single) for pair in zip(split.stages, split.stages[1:], strict=False))
     hosts = tuple(_host_cost(host, split, single) for host in split.hosts)
     first, _ = _first_token(hosts, hops, split, single)

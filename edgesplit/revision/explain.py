@@ -55,8 +55,8 @@ def _unproven(solution: Solution) -> list[str]:
         said.append(f"A better split may exist, by {solution.gap:.1%} of Phi at most: no bound closer to it was found.")
     if not solution.complete:
         said.append(
-            "Splits in which a host has two stretches of like layers were not considered: what crosses the boundaries "
-            "shrinks along the chain, so that such a relay could pay."
+            f"This holds for splits in which no host but {solution.split.entry} has two stages. Of others nothing is "
+            "proven: where layers differ, or send less and less, such a relay could pay."
         )
     return said
 

@@ -5,7 +5,7 @@ Must not know: how likely that is; how much activations tell is measured (model/
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from edgesplit.model.blocks import name_blocks
 from edgesplit.split import Split, Stage
@@ -30,11 +30,11 @@ def who_sees_what(split: Split, trusted: Collection[str]) -> tuple[Sight, ...]:
     return tuple(_sight(split, host, host in trusted) for host in split.hosts)
 
 
-def audit_words(worst: Sequence[float], split: Split, trusted: Collection[str]) -> list[str]:
-    """What a measured exposure says of a split. `worst`: behind each block but the head, the share of the tokens that
-    the better attacker recovers."""
+def audit_words(worst: Mapping[int, float], split: Split, trusted: Collection[str]) -> list[str]:
+    """What a measured exposure says of a split. `worst`: behind each block that has a boundary behind it, in their
+    order, the share of the tokens that the better attacker recovers."""
     placed = split.placement()
-    seen = [block for block in range(len(worst)) if not {placed[block], placed[block + 1]} <= set(trusted)]
+    seen = [block for block in worst if not {placed[block], placed[block + 1]} <= set(trusted)]
     if not seen:
         return ["No untrusted host sees activations."]
     first = seen[0]
@@ -49,10 +49,10 @@ def audit_words(worst: Sequence[float], split: Split, trusted: Collection[str]) 
     return said
 
 
-def _enough(worst: Sequence[float], share: float) -> int | None:
+def _enough(worst: Mapping[int, float], share: float) -> int | None:
     """The first block behind which no boundary gives away more than the share."""
     enough = None
-    for block in reversed(range(len(worst))):
+    for block in reversed([*worst]):
         if worst[block] > share:
             break
         enough = block

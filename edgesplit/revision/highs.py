@@ -22,8 +22,14 @@ class Highs(highspy.Highs):  # type: ignore[misc] # untyped here
 
 
 def solved(model: Any) -> bool:
-    """Runs it. False: nothing satisfies the rows. Raises EdgesplitError where it cannot tell."""
+    """Runs it. False: nothing satisfies the rows. Raises EdgesplitError where it cannot tell.
+
+    From the basis of the solution before, simplex can lose its way and say so: it is begun anew then.
+    """
     model.run()
+    if model.getModelStatus() == highspy.HighsModelStatus.kUnknown:
+        model.clearSolver()
+        model.run()
     status = model.getModelStatus()
     if status == highspy.HighsModelStatus.kOptimal:
         return True

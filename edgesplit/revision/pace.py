@@ -29,11 +29,22 @@ class HostCosts:
     choice: float  # seconds of the head's that go into choosing a token and giving it out
     decode_overhead: float  # seconds per stage and decode step
     chunk_overhead: float  # seconds per stage and chunk
-    share: float  # of its cores; a forward after a pause runs at full speed, 1 / share times as fast ...
-    grace: float  # ... and is at most so many seconds ahead of what the share allows
+    quota: float  # share of its cores; a forward that finds it untouched is 1 / quota times as fast ...
+    ahead: float  # ... and is at most so many seconds ahead of what the quota allows
     cap: int | None  # bytes of weights, KV cache and workspace that the inventory allows
     available: int  # bytes a process may still take, as measured
     runtime: int  # bytes a runner takes before it holds weights
+    groups: int = 1  # so many steps are on their way at once: one of them finds the quota untouched, the others do not
+
+    @property
+    def share(self) -> float:
+        """Of a forward's time in the long run, what it takes at least, on the mean over all groups."""
+        return (self.quota + self.groups - 1) / self.groups
+
+    @property
+    def grace(self) -> float:
+        """Seconds by which it may be ahead of that time, on the mean over all groups."""
+        return self.ahead / self.groups
 
     @property
     def head(self) -> float:
@@ -51,7 +62,7 @@ class HostCosts:
         return tuple(one + (batch - 1) * row for one, row in zip(self.decode, self.rows, strict=True))
 
     def elapsed(self, seconds: float) -> float:
-        """How long what takes `seconds` in the long run takes after a pause."""
+        """How long a forward takes that takes `seconds` in the long run."""
         return max(self.share * seconds, seconds - self.grace)
 
 
@@ -77,8 +88,8 @@ class Pieces:
 def host_costs(chain: Chain, fleet: Fleet, name: str, cap: int | None, work: Pieces) -> HostCosts:
     """The measured layers' times, by each layer's share."""
     profile = fleet.hosts[name]
-    times, share = profile.times, profile.share
-    pace = fleet.slowdown.get(name, 1.0) * fleet.learned.hosts.get(name, 1.0) / share
+    times = profile.times
+    pace = fleet.slowdown.get(name, 1.0) * fleet.learned.hosts.get(name, 1.0) / profile.share
     layers = [block for block in chain.blocks if block.kind == "layer"]
     steps = _relative([layer.decode_flops(work.context) for layer in layers])
     chunks = _relative([layer.prefill_flops(round(work.tokens), round(work.before)) for layer in layers])
@@ -93,8 +104,8 @@ def host_costs(chain: Chain, fleet: Fleet, name: str, cap: int | None, work: Pie
         choice=token,
         decode_overhead=pace * times.decode_overhead,
         chunk_overhead=pace * times.prefill_overhead,
-        share=share,
-        grace=profile.grace,
+        quota=profile.share,
+        ahead=profile.grace,
         cap=cap,
         available=profile.memory_available,
         runtime=profile.runtime_bytes,

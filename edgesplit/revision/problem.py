@@ -98,7 +98,7 @@ class Problem:
         return self.links[source, target].rtt / 2 + self.occupied(source, target, block, tokens)
 
     def first_hop(self, source: str, target: str, block: int, tokens: float) -> float:
-        """The same for the first chunk of a prompt, on a connection that was idle."""
+        """The same for the first chunk of a prompt, for which TCP starts slowly."""
         return self.links[source, target].start + self.hop(source, target, block, tokens)
 
     @property
@@ -133,7 +133,14 @@ class Problem:
         return replace(self, hosts={name: one for name, one in self.hosts.items() if name in hosts}, links=links)
 
     def batched(self, batch: int) -> Problem:
-        return replace(self, batch=batch)
+        """With so many sequences in a step."""
+        new = replace(self, batch=batch)
+        return new.crowded() if self.objective.goal == "weighted" else new  # the other goals are of a request alone
+
+    def crowded(self) -> Problem:
+        """The hosts as they are while all groups are under way."""
+        hosts = {name: replace(one, groups=self.groups) for name, one in self.hosts.items()}
+        return replace(self, hosts=hosts)
 
     def request_seconds(self, chunk: float, decode: float, head: float) -> float:
         """Seconds per request from seconds per chunk and per decode step; `head` for the prompt's last position."""

@@ -5,11 +5,12 @@ Must not know: what the answer is used for.
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 from edgesplit.errors import EdgesplitError
 from edgesplit.revision.cost import Costs, evaluate, violations
-from edgesplit.revision.exact import optimise
+from edgesplit.revision.exact import Aim, Optimum, optimise
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.refusal import why_infeasible
 from edgesplit.split import Split, split_from_placement
@@ -29,8 +30,8 @@ class Solution(Value):
     """The best split. `bound`: no split has a smaller Phi; `gap` = (Phi - bound) / Phi.
 
     `complete`: the bound is of every split. If not, of those in which a host has one stretch of each run of identical
-    layers: a host with two relays between others, and how good that can be is not known where what crosses the
-    boundaries shrinks along the chain.
+    layers, or no host but the entry two stages: a host with two relays between others, and how good that can be is not
+    known where layers differ, or what crosses the boundaries shrinks along the chain.
     """
 
     split: Split
@@ -41,7 +42,7 @@ class Solution(Value):
     complete: bool
 
 
-def solve(problem: Problem, *, fixed_boundaries: Split | None = None, merge: bool = True) -> Solution:
+def solve(problem: Problem, *, fixed_boundaries: Split | None = None, merge: bool = True, gap: float = 0.0) -> Solution:
     """Raises InfeasibleError, from refusal.why_infeasible.
 
     merge            runs of identical layers are counted, not named (re-split, eq. 7 and 9): a second or two for a
@@ -49,9 +50,13 @@ def solve(problem: Problem, *, fixed_boundaries: Split | None = None, merge: boo
     merge=False      every block has its own x_ij (eq. 4), by HiGHS's own search: the reference, slow
     fixed_boundaries every stage of that split goes to a host as a whole (redistribute, eq. 8); stages that meet on
                      one host are one stage of the answer
+    gap              the share of Phi by which the answer may be worse than the best; less work
     """
-    found = [optimise(problem.batched(batch), fixed_boundaries, merge) for batch in problem.batches_that_matter]
-    optima = [optimum for optimum in found if optimum is not None]
+    optima: list[Optimum] = []
+    for batch in problem.batches_that_matter:
+        known = min((one.objective for one in optima), default=math.inf)
+        optimum = optimise(problem.batched(batch), fixed_boundaries, merge, Aim(known, gap))
+        optima += [optimum] if optimum is not None else []
     if not optima:
         raise why_infeasible(problem, fixed_boundaries)
     optimum = min(optima, key=lambda one: (not one.placement, one.objective))

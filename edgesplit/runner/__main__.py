@@ -1,11 +1,10 @@
 """The runner's command line, on the host:
 
     serve    run until told to stop (SIGTERM)
-    control  pass one message from standard input to the runner of this folder, print its answer
+    control  pass one message from standard input to the runner of this folder, print its answer (knock.py, at once)
     measure  measure this host with layers of the model, print JSON
     stream   read this host's spare capacity and the runner's state, a line of JSON each, until nobody reads
-    listen   answer one link measurement
-    call     measure the link to a listening host, print JSON
+    links    measure the links to other hosts that do so too, print a line of JSON each
     receive  take files from standard input
     give     send sealed files to another host
     take     receive them
@@ -23,7 +22,6 @@ import json
 import logging
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,16 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--deployment", required=True)
     serve.add_argument("--threads", type=int, default=0)
     serve.add_argument("--device", default="")
-    control = verbs.add_parser("control")
-    control.add_argument("--wait", type=float, default=0.0)
-    control.add_argument("--timeout", type=float, required=True)
-    for name in ("measure", "stream", "listen", "call", "examine", "meet", "receive", "give", "take", "tidy"):
+    for name in ("measure", "stream", "links", "examine", "meet", "receive", "give", "take", "tidy"):
         verbs.add_parser(name).add_argument("arguments", type=json.loads, nargs="?", default={})
     options = parser.parse_args(arguments)
     if options.verb == "serve":
         return _serve(options)
-    if options.verb == "control":
-        return _control(options.wait, options.timeout)
     if options.verb == "receive":
         from .arrivals import receive
 
@@ -62,8 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
         from .probe import stream
 
         stream(options.arguments)
-        return 0
-    print(json.dumps(_measurement(options.verb)(options.arguments)))
+    elif options.verb == "links":
+        from .links import measure
+
+        for found in measure(options.arguments):
+            print(json.dumps(found), flush=True)
+    else:
+        print(json.dumps(_measurement(options.verb)(options.arguments)))
     return 0
 
 
@@ -76,38 +74,9 @@ def _measurement(verb: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         from .arrivals import tidy
 
         return tidy
-    if verb in ("examine", "meet"):
-        from . import doctor
+    from . import doctor
 
-        return {"examine": doctor.examine, "meet": doctor.meet}[verb]
-    from . import probe
-
-    return {"listen": probe.listen, "call": probe.call}[verb]
-
-
-def _control(wait: float, timeout: float) -> int:
-    from .control import ask
-
-    folder, request = Path.cwd(), sys.stdin.buffer.read()
-    deadline = time.monotonic() + wait
-    while True:
-        try:
-            sys.stdout.buffer.write(ask(folder, request, timeout))
-            return 0
-        except OSError as error:
-            if time.monotonic() > deadline or not _alive(folder):
-                print(json.dumps({"absent": f"no runner answers: {error.strerror or error}"}))
-                return 0
-            time.sleep(0.1)
-
-
-def _alive(folder: Path) -> bool:
-    """Is the process of runner.pid there (and not a zombie, whose command line is empty)?"""
-    try:
-        number = int((folder / "runner.pid").read_text())
-        return bool(Path(f"/proc/{number}/cmdline").read_bytes())
-    except (OSError, ValueError):
-        return False
+    return {"examine": doctor.examine, "meet": doctor.meet}[verb]
 
 
 def _serve(options: argparse.Namespace) -> int:

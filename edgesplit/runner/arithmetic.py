@@ -12,6 +12,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -38,21 +39,40 @@ def has_units(dtype: torch.dtype) -> bool:
     return wide and bool(has.get(f"avx512_{kind}") or has.get(f"amx_{kind}"))
 
 
-def quicken(model: nn.Module) -> None:
-    """Let its linear layers go the faster way: many rows of 16 bits in float32, and one token of each of several
-    sequences by oneDNN (decision 0038)."""
+@dataclass
+class Manner:
+    """How a model's matrices are multiplied at the moment. `piece`: what comes is a piece of a longer prompt, which
+    rounds otherwise than the prompt at once whoever multiplies it, as attention to what came before is summed anew."""
+
+    piece: bool = False
+
+
+def quicken(model: nn.Module) -> Manner:
+    """Let its linear layers go the faster way: many rows of 16 bits in float32; and by oneDNN one token of each of
+    several sequences (decision 0038), and the pieces of a long prompt (decision 0043)."""
+    manner = Manner()
     for module in model.modules():
-        if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module):  # which stands in for another stage's
-            module.forward = partial(_product, module)
+        if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):  # which stands in for another stage's
+            continue
+        weight: Any = module.weight
+        if type(module) is nn.Linear and _gains_by_onednn(weight):
+            module.forward = partial(_by_onednn, manner, weight, module.bias)
+        elif weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16):
+            module.forward = partial(_widely, module)
+    return manner
 
 
-def _product(module: Any, x: torch.Tensor) -> torch.Tensor:
-    weight = module.weight if type(module) is nn.Linear else module.weight.t()
-    if _gains_by_onednn(x, weight):
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, module.bias, "none", [], "")
+def _by_onednn(manner: Manner, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """Or, where it must be transformers' own product to the bit, by MKL, which has a slow way for few rows."""
+    if x.dim() == 3 and (x.shape[0] > 1 if x.shape[1] == 1 else manner.piece):
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
-    slow = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
-    if not slow or x.numel() < MANY * x.shape[-1] or has_units(weight.dtype):
+    return functional.linear(x, weight, bias)
+
+
+def _widely(module: Any, x: torch.Tensor) -> torch.Tensor:
+    weight = module.weight if type(module) is nn.Linear else module.weight.t()
+    if x.numel() < MANY * x.shape[-1] or has_units(weight.dtype):
         return type(module).forward(module, x)
     product = widened(x.reshape(-1, x.shape[-1]), weight)
     if module.bias is not None:
@@ -60,11 +80,8 @@ def _product(module: Any, x: torch.Tensor) -> torch.Tensor:
     return product.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def _gains_by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Is this one token of each of several sequences, in float32, times a large matrix? torch's own product on x86
-    (MKL's) has a slow way for few rows."""
-    several = x.dim() == 3 and x.shape[0] > 1 and x.shape[1] == 1
-    return several and weight.numel() >= LARGE and weight.is_contiguous() and _onednn(weight.dtype, weight.device.type)
+def _gains_by_onednn(weight: torch.Tensor) -> bool:
+    return weight.numel() >= LARGE and weight.is_contiguous() and _onednn(weight.dtype, weight.device.type)
 
 
 @cache

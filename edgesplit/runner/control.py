@@ -1,6 +1,6 @@
-"""Commands to a runner, over a Unix socket in its folder that only its user can open: the server and its client.
+"""Commands to a runner, over a Unix socket in its folder that only its user can open: the server. knock.py is a client.
 
-The client is what the controller runs over SSH. Whether a command is genuine is gate.py's business.
+Whether a command is genuine is gate.py's business.
 Must not know: what a command does.
 """
 
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SOCKET = "control.sock"
-MAX_COMMAND = 16 * 2**20  # bytes; a manifest of a thousand blocks has about 100 KB
+from .knock import SOCKET, everything
+
 PATIENCE = 10.0  # seconds a request may take to come, however its bytes are spread
 log = logging.getLogger("runner")
 
@@ -57,35 +57,9 @@ class Server(threading.Thread):
 def _answer(client: socket.socket, handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     with client:
         try:
-            request = json.loads(_everything(client, time.monotonic() + PATIENCE))
+            request = json.loads(everything(client, time.monotonic() + PATIENCE))
             client.settimeout(PATIENCE)
             answer = handle(request) if isinstance(request, dict) else {"error": "a request is a JSON object"}
             client.sendall(json.dumps(answer).encode())
         except (OSError, ValueError, RecursionError) as error:
             log.warning("a control connection failed: %s", error)
-
-
-def _everything(sock: socket.socket, deadline: float | None = None) -> bytes:
-    """Raises OSError, also at the `deadline` (time.monotonic), ValueError."""
-    data = bytearray()
-    while True:
-        if deadline is not None:
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
-        piece = sock.recv(2**16)
-        if not piece:
-            break
-        data += piece
-        if len(data) > MAX_COMMAND:
-            raise ValueError(f"a command of more than {MAX_COMMAND} bytes")
-    return bytes(data)
-
-
-def ask(folder: Path, request: bytes, timeout: float) -> bytes:
-    """Send one request to the runner of `folder`; its answer. Raises OSError when no runner listens."""
-    os.chdir(folder)
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(timeout)
-        sock.connect(SOCKET)
-        sock.sendall(request)
-        sock.shutdown(socket.SHUT_WR)
-        return _everything(sock)

@@ -53,7 +53,7 @@ class Range:
 @dataclass
 class Wire:
     """Shared by a stage and the stand-ins inside its model: what arrived, the embeddings that travel along, and what
-    the layers are told. `given`: the model was given more than ids.
+    the layers are told. `given`: the model was given more than ids. `silent`: nobody wants to hear from the head.
 
     `parts`, `part` and `heirs` are known once the model is built; `heirs`: weights of ours that are saved under the
     name of one that is not ours.
@@ -66,6 +66,7 @@ class Wire:
     carried: dict[str, torch.Tensor] = field(default_factory=dict)
     told: Told = field(default_factory=dict)
     given: bool = False
+    silent: bool = False
 
     @property
     def carries(self) -> tuple[str, ...]:
@@ -75,7 +76,8 @@ class Wire:
 
     def clear(self) -> None:
         """The forward is over."""
-        self.arrived, self.carried, self.told, self.given = None, {}, {}, False
+        self.arrived, self.carried, self.told = None, {}, {}
+        self.given = self.silent = False
 
 
 def hollowed(
@@ -160,7 +162,13 @@ class _Cut:
             self._tell()
         if self.parts.head and not self.part.heads:
             self.model.set_submodule(self.parts.head, _NoHead(dtype))
+        elif self.parts.head:
+            self.model.get_submodule(self.parts.head).register_forward_pre_hook(self._hush)
         self._ties()
+
+    def _hush(self, _head: nn.Module, _args: Any) -> None:
+        if self.wire.silent:
+            raise Leave(None)
 
     def _ties(self) -> None:
         """Where the owner of a shared weight is not ours, the first of those that share it here takes its place."""

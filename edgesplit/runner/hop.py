@@ -73,7 +73,10 @@ def answer(incoming: socket.socket, outgoing: socket.socket, largest: int) -> No
 
 def ask(outgoing: socket.socket, incoming: socket.socket, sizes: tuple[int, int]) -> dict[str, float]:
     """Seconds: {"echo": of a message of sizes[0] bytes there and back, "there", "back": until sizes[1] bytes have
-    arrived and sizes[0] bytes the other way, the first time on a fresh connection}."""
+    arrived and sizes[0] bytes the other way}.
+
+    In the order of a ring: a prompt, the tokens of its answer, then the prompt that is timed. What the kernel knows of
+    the way by then, and what it forgets over small messages, differs between its ways to control congestion."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     secured = [_secure(sock, context, server=False) for sock in (outgoing, incoming)]
@@ -85,12 +88,15 @@ def ask(outgoing: socket.socket, incoming: socket.socket, sizes: tuple[int, int]
         time.sleep(PAUSE)
         start = time.perf_counter()
         end.send(size, wanted)
-        return arrived.get(timeout=PATIENCE) - start
+        try:
+            return arrived.get(timeout=PATIENCE) - start
+        except queue.Empty:
+            raise TimeoutError(f"nothing came back within {PATIENCE:g} s") from None
 
     token, chunk = sizes
-    trip(token, token)
-    found = {"there": trip(chunk, token), "back": trip(token, chunk)}
-    found["echo"] = typical(trip(token, token) for _ in range(ECHOES))
+    trip(chunk, chunk)
+    found = {"echo": typical(trip(token, token) for _ in range(ECHOES))}
+    found |= {"there": trip(chunk, token), "back": trip(token, chunk)}
     end.close()
     listener.join(SILENCE)
     return found

@@ -1,6 +1,6 @@
 """Hidden states over mutual TLS 1.3: one thread and one socket per direction.
 
-A link goes from one host to the next, and only that way after the greeting: the sender's thread writes, the
+A link goes from one host to the next, and only that way after the greeting: the sender writes, the
 receiver's thread reads, neither ever polls. A link is silent for at most BEAT seconds; SILENCE seconds without a byte
 are a fault, so a frozen peer is noticed although its kernel still acknowledges.
 
@@ -9,14 +9,18 @@ Must not know: stages, sequences, what an epoch is in.
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import logging
 import queue
 import socket
 import ssl
 import struct
+import termios
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,6 +36,7 @@ LINGER = 1.0  # seconds a refused caller has to read why
 CALLERS = 32  # connections that may be greeting at once; of more, whoever has taken longest is hung up on
 _TCP_INFO = struct.Struct("=24xI40xI")  # the head of Linux's tcp_info: of it, tcpi_unacked and tcpi_rtt (microseconds)
 JOIN = 64 * 2**10  # frames up to this size leave in one TLS write
+AT_ONCE = 32 * 2**10  # ... and up to this size fit into a kernel's empty buffer, so that the write cannot wait
 log = logging.getLogger("runner")
 
 
@@ -48,11 +53,19 @@ def tune(sock: socket.socket) -> None:
 
 def _write(sock: ssl.SSLSocket, message: Message) -> None:
     pieces = list(encode(message))
-    if sum(len(piece) for piece in pieces) <= JOIN:
-        sock.sendall(b"".join(pieces))
-        return
-    for piece in pieces:
+    for piece in (b"".join(pieces),) if _size(pieces) <= JOIN else pieces:
         sock.sendall(piece)
+
+
+def _size(pieces: list[bytes | bytearray | memoryview]) -> int:
+    return sum(len(piece) for piece in pieces)
+
+
+def _unsent(sock: ssl.SSLSocket) -> bool:
+    """Has the kernel bytes that the other end has not acknowledged? Then a write might have to wait for it."""
+    left = array.array("i", [0])
+    fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, left)
+    return left[0] > 0
 
 
 def _read(sock: ssl.SSLSocket, decoder: Decoder, deadline: float | None = None) -> Message:
@@ -95,14 +108,43 @@ class Sender(threading.Thread):
     def __init__(self, sock: ssl.SSLSocket, beat: Callable[[], Message], fault: Callable[[str], None]) -> None:
         super().__init__(name="sender", daemon=True)
         self._sock, self._beat, self._fault = sock, beat, fault
-        self._queue: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # of the socket
+        self._waiting: deque[Message | None] = deque()  # each stays in it until it is sent
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # rings once for each
+        self._failed = False
 
     def send(self, message: Message) -> None:
-        self._queue.put(message)
+        """Never waits. A small message leaves at once where the way is clear, as waking the thread takes longer than
+        that (decision 0043); else the thread sends it, in turn."""
+        if not (self._lock.acquire(blocking=False) and self._sent_at_once(message)):
+            self._waiting.append(message)
+            self._bell.put(None)
+
+    def _sent_at_once(self, message: Message) -> bool:
+        """With the socket's lock, which it gives back."""
+        try:
+            if self._waiting or _unsent(self._sock):
+                return False
+            pieces = list(encode(message))
+            if _size(pieces) > AT_ONCE:
+                return False
+            self._sock.sendall(b"".join(pieces))
+        except (OSError, WireError, ValueError) as error:
+            self._fail(error)
+        finally:
+            self._lock.release()
+        return True
 
     def close(self) -> None:
         """Say goodbye after what is queued, then close."""
-        self._queue.put(None)
+        self._waiting.append(None)
+        self._bell.put(None)
+
+    def _fail(self, error: Exception) -> None:
+        self.close()
+        if not self._failed:
+            self._failed = True
+            self._fault(f"sending failed: {error}")
 
     def round_trip(self) -> float | None:
         """Seconds, as the kernel sees it between a message and its acknowledgement. None where it does not tell, or
@@ -116,18 +158,27 @@ class Sender(threading.Thread):
 
     def run(self) -> None:
         try:
-            while True:
-                try:
-                    message = self._queue.get(timeout=BEAT)
-                except queue.Empty:
-                    message = self._beat()
-                if message is None:
-                    break
-                _write(self._sock, message)
+            while self._send_next():
+                pass
         except (OSError, WireError) as error:
-            self._fault(f"sending failed: {error}")
+            self._fail(error)
         finally:
             self._sock.close()
+
+    def _send_next(self) -> bool:
+        """What waits longest, or a beat where nothing came for a while; False at the end."""
+        try:
+            self._bell.get(timeout=BEAT)
+        except queue.Empty:
+            with self._lock:
+                _write(self._sock, self._beat())
+            return True
+        message = self._waiting[0]
+        if message is not None:
+            with self._lock:
+                _write(self._sock, message)
+                self._waiting.popleft()
+        return message is not None
 
 
 @dataclass(frozen=True)
@@ -296,11 +347,11 @@ def receive(sock: ssl.SSLSocket, inbox: Inbox, source: str) -> None:
     try:
         while True:
             message = _read(sock, decoder)
-            if hasattr(socket, "TCP_QUICKACK"):  # nothing goes back this way that an acknowledgement could wait for
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             if message.kind is Kind.BYE:
                 return
             inbox.receive(source, message)
+            if hasattr(socket, "TCP_QUICKACK"):  # nothing goes back this way that an acknowledgement could wait for
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
     except TimeoutError:
         inbox.fault(source, f"silent for {SILENCE:g} s")
     except (OSError, WireError) as error:

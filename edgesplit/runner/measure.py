@@ -5,6 +5,7 @@ Must not know: the controller, checkpoints' weights (made-up weights take the sa
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import pkgutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .probe import cores, memory, probe, quota, write_speed
+from .turns import Turns
 from .typical import typical
 
 PACKAGES = ("torch", "transformers", "safetensors", "cryptography", "starlette", "uvicorn", "prometheus_client")
@@ -59,14 +61,29 @@ def _version(name: str) -> str:
 
 
 def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
-    import torch
+    turns = Turns()
+    with turns.prepare():
+        import torch
 
-    from .devices import best_device, device_name, memory_of
-    from .limits import arithmetic
+        from .devices import best_device, device_name, memory_of
+        from .limits import arithmetic
 
-    threads = arguments["threads"] or thread_count()
-    torch.set_num_threads(threads)
-    device = best_device()
+        threads, device = arguments["threads"] or thread_count(), best_device()
+        torch.set_num_threads(threads)
+        runs, many, runtime = _prepared(arguments, device)
+    clock = _Clock(device, threads, turns)
+    answer = {
+        "times": _times(_interleaved(runs, clock), many, arguments),
+        "device": device_name(device),
+        "runtime_bytes": runtime,
+        "threads": threads,
+        "limits": arithmetic(arguments["dtype"], device, clock.seconds),
+    }
+    return {**answer, **memory_of(device)}
+
+
+def _prepared(arguments: dict[str, Any], device: str) -> tuple[dict[str, Run], int, int]:
+    """What is to be timed, each done once; how many layers the larger stage has; the memory that a runner takes."""
     config = _config(arguments["config"], arguments["code"])
     layers, arrive = _boundary(config, arguments)
     many = _fitting(layers, arguments["layer_bytes"], memory()["memory_available"])
@@ -80,15 +97,9 @@ def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
         runs |= {f"many {name}": run for name, run in few.runs().items()}
     if arguments["head"]:
         runs |= _head(config, layers, arguments, device, runs["few step"]())
-    taken = _interleaved(runs, device, threads)
-    answer = {
-        "times": _times(taken, many, arguments),
-        "device": device_name(device),
-        "runtime_bytes": runtime,
-        "threads": threads,
-        "limits": arithmetic(arguments["dtype"], device, _Clock(device, threads).seconds),
-    }
-    return {**answer, **memory_of(device)}
+    for run in runs.values():
+        run()
+    return runs, many, runtime
 
 
 def thread_count() -> int:
@@ -145,13 +156,17 @@ class _Forwards:
     def _hidden(self, tokens: int, rows: int = 1) -> Any:
         return self._arrive(tokens, rows)
 
-    def _run(self, sequences: Any, hidden: Any) -> Any:
+    def _run_piece(self, sequences: Any, hidden: Any) -> Any:
+        """Of a prompt that is as long as the workload's."""
+        return self._run(sequences, hidden, wanted=not self._arguments["far"])
+
+    def _run(self, sequences: Any, hidden: Any, *, wanted: bool = True) -> Any:
         """A forward as a ring does it: from what came over the wire to what goes over it."""
         from .ring import arrived, sendable
         from .wire import Kind, Message
 
         came = Message(Kind.WORK, 0, tensors=sendable(hidden)[0])
-        result = self._stage.forward(sequences, arrived(came, 0))
+        result = self._stage.forward(sequences, arrived(came, 0), wanted=wanted)
         if hasattr(result, "tensors"):
             sendable(result)
         return result
@@ -180,14 +195,14 @@ class _Forwards:
 
     def _piece(self) -> Run:
         hidden = self._hidden(self._arguments["chunk"])
-        return lambda: self._run(self._stage.sequence(), hidden)
+        return lambda: self._run_piece(self._stage.sequence(), hidden)
 
     def _short_piece(self) -> Run | None:
         short = short_piece(self._arguments["chunk"])
         if short == self._arguments["chunk"]:
             return None
         hidden = self._hidden(short)
-        return lambda: self._run(self._stage.sequence(), hidden)
+        return lambda: self._run_piece(self._stage.sequence(), hidden)
 
     def _far_piece(self) -> Run | None:
         """A piece of a prompt behind others; taken back afterwards, which costs next to nothing."""
@@ -198,7 +213,7 @@ class _Forwards:
         self._stage.caches.mark(sequence)
 
         def run() -> None:
-            self._run(sequence, hidden)
+            self._run_piece(sequence, hidden)
             self._stage.caches.crop(sequence, chunk)
 
         return run
@@ -232,7 +247,10 @@ def _boundary(config: Any, arguments: dict[str, Any]) -> tuple[int, Arrive]:
     from .hidden import Hidden
     from .stage import Stage
 
-    stage = Stage.random(config, 0, 0, arguments["dtype"], "meta")
+    stage = Stage.random(copy.deepcopy(config), 0, 0, arguments["dtype"], "meta")
+    for module in stage.model.modules():  # some look for padding in ids, which have no values on the meta device
+        if getattr(getattr(module, "config", None), "pad_token_id", None) is not None:
+            module.config.pad_token_id = None
 
     def made(shape: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
@@ -249,41 +267,38 @@ def _boundary(config: Any, arguments: dict[str, Any]) -> tuple[int, Arrive]:
     return stage.range.layers, arrive
 
 
-def _interleaved(runs: dict[str, Run], device: str, threads: int) -> dict[str, list[float]]:
-    """Seconds of each, round by round; they take turns, so that a disturbance hits all alike. The first round warms up.
-
-    A pause follows each run, as in a ring, so that caches are as cold as there; where there is a quota, one in which
-    what was used up comes back.
-    """
-    clock = _Clock(device, threads)
+def _interleaved(runs: dict[str, Run], clock: _Clock) -> dict[str, list[float]]:
+    """Seconds of each, round by round; they take turns, so that a disturbance hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + BUDGET
-    for number in range(ROUNDS + 1):
+    for _ in range(ROUNDS):
         for name, act in runs.items():
-            took = clock.seconds(act)
-            if number:
-                times[name].append(took)
-        if number and time.perf_counter() > end:
+            times[name].append(clock.seconds(act))
+        if clock.passed > BUDGET:
             break
     return times
 
 
 class _Clock:
-    """Times what is done here as it would take without the quota."""
+    """Times what is done here as it would take without the quota. `passed`: seconds, without waiting for turns."""
 
-    def __init__(self, device: str, threads: int) -> None:
+    def __init__(self, device: str, threads: int, turns: Turns) -> None:
         available, self._period = quota()
         self._device, self._share = device, min(1.0, available / threads) if self._period else 1.0
+        self._turns, self.passed = turns, 0.0
 
     def seconds(self, act: Run) -> float:
-        """Of one run of it; a pause follows."""
+        """Of one run of it. A pause follows, as in a ring, so that caches are as cold as there; where there is a quota,
+        one in which what was used up comes back."""
         from .devices import finish
 
-        used, start = time.process_time(), time.perf_counter()
-        act()
-        finish(self._device)
-        took = time.perf_counter() - start
-        time.sleep(max(min(took, PAUSE), (time.process_time() - used) / self._share - took))
+        with self._turns.turn():
+            used, start = time.process_time(), time.perf_counter()
+            act()
+            finish(self._device)
+            took, used = time.perf_counter() - start, time.process_time() - used
+        pause = max(min(took, PAUSE), used / self._share - took)
+        time.sleep(pause)
+        self.passed += took + pause
         return _full_speed(took, self._share, self._period)
 
 

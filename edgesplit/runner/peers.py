@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .arrivals import CUT, DAMAGED, keys_of, store
-from .probe import first_free
+from .meeting import listening
 from .sealing import MAGIC, SEGMENT, TAG, Opener, SealError, place
 
 NONCE, MAC = 16, 32
@@ -38,7 +38,10 @@ def give(arguments: dict[str, Any]) -> None:
     the first line of standard input. Prints the port, and then what was given."""
     token = bytes.fromhex(sys.stdin.readline())
     deadline = time.monotonic() + arguments["timeout"]
-    with first_free(arguments["address"], arguments["ports"]) as server:
+    server, why = listening(arguments["address"], arguments["ports"])
+    if server is None:
+        raise OSError(f"no port to give on: {why}")
+    with server:
         _tell(port=server.getsockname()[1])
         while (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)

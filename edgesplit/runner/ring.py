@@ -201,7 +201,7 @@ class Ring:
         inputs = _rows(arrived(work.payload, stage.carried), work.turns)
         start = time.perf_counter()
         try:
-            result = stage.forward(group, inputs)
+            result = stage.forward(group, inputs, wanted=work.sample)
         except _MISFIT as error:
             if self.refused is None or not isinstance(work.payload, Prompt):
                 raise
@@ -212,7 +212,7 @@ class Ring:
         self.clocks[work.stage].add(end - start, positions, len(group), prefill=work.prefill)
         turns = tuple(Turn(turn.sequence, turn.position, row) for row, turn in enumerate(work.turns))
         done = replace(work, turns=turns, payload=None)
-        if isinstance(result, Hidden):
+        if work.stage + 1 < len(self.manifest.stages):
             tensors, told = sendable(result)
             self._send(replace(done, laps=(*work.laps, _lap(work, begin, start, end))), result, tensors, told)
         elif work.sample and self.sampled is not None:

@@ -44,7 +44,7 @@ class Stage:
     """Blocks first..last, ready to run; one forward at a time. `caches` holds what its sequences have seen."""
 
     def __init__(self, model: PreTrainedModel, wire: Wire) -> None:
-        quicken(model)
+        self._manner = quicken(model)
         self.model, self.range = model, wire.part
         self._wire = wire
         self.device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
@@ -170,31 +170,39 @@ class Stage:
         padding: Many[int] | None = None,
         *,
         all_logits: bool = False,
+        wanted: bool = True,
     ) -> Any:
         """Run `T` new positions of one sequence, or of each of `B` sequences at once, one per row.
 
         `arrived`: token ids of shape [B, T], or a Prompt, where the stage embeds, else the Hidden of the boundary
         before it. `padding`: how many positions in front of each row are none; only where all the sequences are new.
+        `wanted`: is it the end of what is asked? Else it is a piece of a prompt of which more will come, and the head
+        is left out where it is a module of its own: None comes of the last stage then.
         Returns Hidden, or logits of shape [B, 1, vocabulary] (the last position; all T with `all_logits`), or an
         encoder's last hidden state of shape [B, T, width], on the CPU.
         """
         group = [sequences] if isinstance(sequences, Sequence) else list(sequences)
         if self.kind != "encoder" and not self.caches.together(group):
-            return self._one_by_one(group, arrived, padding, all_logits)
+            return self._one_by_one(group, arrived, padding, all_logits=all_logits, wanted=wanted)
         rows = self.caches.gather(group)
         count = arrived.shape[1]
         self.caches.enter(rows)
+        self._wire.silent = not wanted
+        self._manner.piece = not wanted or (rows.length > 0 and count > 1)
         try:
             inputs = {**self._arrive(arrived), **self._positions(rows, count, padding)}
             result: Any = self._run(inputs, rows, all_logits).to(self._home)
         except Leave as leave:
-            value = leave.value.movedim(0, 2) if self._folded else leave.value
-            result = Hidden.of(value, self._wire.carried.values(), self._wire.told).reaching(count).to(self._home)
+            result = None if leave.value is None else self._left(leave.value).reaching(count).to(self._home)
         finally:
             self._wire.clear()
         self.caches.leave(rows)
         self.caches.advance(rows, count, padding)
         return result
+
+    def _left(self, value: Any) -> Hidden:
+        """What the last of our layers returned."""
+        return Hidden.of(value.movedim(0, 2) if self._folded else value, self._wire.carried.values(), self._wire.told)
 
     def _run(self, inputs: dict[str, Any], rows: Rows, all_logits: bool) -> torch.Tensor:
         if self.kind == "encoder":
@@ -256,7 +264,7 @@ class Stage:
         group: list[Sequence],
         arrived: torch.Tensor | Prompt | Hidden,
         padding: Many[int] | None,
-        all_logits: bool,
+        **more: bool,
     ) -> Any:
         """Sequences that cannot share a forward, each alone; the results together, as if they had."""
         if isinstance(arrived, Prompt):
@@ -265,7 +273,7 @@ class Stage:
         for number, sequence in enumerate(group):
             start = padding[number] if padding else 0
             row = arrived.row(number, start) if isinstance(arrived, Hidden) else arrived[number : number + 1, start:]
-            results.append(self.forward(sequence, row, all_logits=all_logits))
+            results.append(self.forward(sequence, row, **more))
         if not isinstance(results[0], Hidden):
             return stack(results)
         first = results[0]

@@ -13,7 +13,7 @@ from itertools import combinations, cycle, pairwise
 
 from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.orchestrator.decide import Decision
-from edgesplit.orchestrator.think import Thinker, moved, untried
+from edgesplit.orchestrator.think import GAP, Thinker, moved, untried
 from edgesplit.orchestrator.verdict import Mind
 from edgesplit.profiling.capacity import Heard, probed
 from edgesplit.profiling.probes import Reading, StageReading
@@ -59,6 +59,7 @@ class World:
     crowd: dict[str, float] = field(default_factory=dict)
     room: dict[str, int] = field(default_factory=dict)
     now: float = 0.0
+    asked: int = 0  # sequences under way or waiting
     state: Mind = field(default_factory=Mind)
     moves: list[tuple[float, Decision]] = field(default_factory=list)  # those that failed are among them
     decisions: int = 0
@@ -68,7 +69,7 @@ class World:
     def __post_init__(self) -> None:
         self.profile = self.thinker.fleet
         self.names = tuple(self.profile.hosts)
-        self.running = solve(self.problem()).split.at(1)
+        self.running = solve(self.problem(), gap=GAP).split.at(1)
         self.busy = dict.fromkeys(self.names, 0.0)
         self.spent: dict[tuple[int, int], float] = {}
         self.turns = 0
@@ -142,6 +143,7 @@ class World:
             serving=self.running.epoch if serves else None,
             broken=self.broken if serves else "",
             stages=tuple(self._stages(name)) if serves else (),
+            running=self.asked,
             links={target: self.link(name, target).rtt for target in hops} if serves else {},
             tokens=TOKENS * self.turns * serves,
             time_per_token=self.token() if name == self.running.entry and serves and self.serves else None,
@@ -201,7 +203,8 @@ class World:
     def _decide(self) -> Decision | None:
         before = self.state
         self.state, decision = self.thinker.think(before, self.running, self.now)
-        if decision is not None and decision.target is not None and decision.gain is not None and self.serves:
+        waits = decision is not None and decision.gain is not None and not decision.pressing and self.serves
+        if waits and decision is not None and decision.target is not None:
             self.state = before
             for pair in untried(decision.target, self.running):
                 self._try(pair)

@@ -25,15 +25,15 @@ from predict import say
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from deployments import Quiet
 from models import tokenizer
 
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.broadcast.note import signature
+from edgesplit.broadcast.note import Errand, signature
 from edgesplit.broadcast.push import push
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down
 from edgesplit.broadcast.transition import Step
-from edgesplit.cli.render import Quiet
 from edgesplit.fleet import Fleet
 from edgesplit.hosts.fanout import connect
 from edgesplit.hosts.host import Host
@@ -147,7 +147,7 @@ def plan(model: Path, standby: float) -> ModelPlan:
 
 
 def failover(lab: Lab, cargo: Cargo, fleet: Fleet, hosts: dict[str, Host], target: Split) -> dict[str, Any]:
-    pushed = push(cargo, target, hosts, look(cargo, hosts), Quiet(), reason="bench")
+    pushed = push(cargo, target, hosts, look(cargo, hosts), Quiet(), Errand("bench"))
     client = Client(hosts["desk"])
     expected = client.ask()
     phases = Phases()

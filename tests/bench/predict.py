@@ -3,7 +3,7 @@
 A lab of four hosts with quotas and shaped links runs a model of random weights in forced splits. For each workload the
 hosts are profiled and every split is priced; then all splits serve it in turns, several rounds of them, and what a
 client sees is compared with what the cost model said before. `--workload NAME` measures one workload and keeps what is
-known of the others. Needs root.
+known of the others; `--again` measures nothing, and predicts anew from the profiles that were kept. Needs root.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deployments import Quiet
 from rich.console import Console
 from rich.table import Table
 
 from edgesplit.broadcast.access import add
 from edgesplit.broadcast.cargo import Cargo
-from edgesplit.broadcast.note import signature
+from edgesplit.broadcast.note import Errand, signature
 from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import present
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import take_down
-from edgesplit.cli.render import Quiet
 from edgesplit.fleet import Fleet
 from edgesplit.hosts.fanout import connect
 from edgesplit.hosts.host import Host
@@ -44,8 +44,7 @@ from edgesplit.lab.scenario import Scenario
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint
 from edgesplit.model.shards import cut
 from edgesplit.plan import Api, ModelPlan, ModelSource, Workload
-from edgesplit.profiling.collect import measure_links, profile
-from edgesplit.profiling.probes import message_sizes
+from edgesplit.profiling.collect import profile
 from edgesplit.revision.cost import Costs, evaluate
 from edgesplit.revision.problem import pose
 from edgesplit.revision.reality import compare, seen
@@ -56,6 +55,7 @@ OUTPUT = ROOT / "build" / "bench" / "predict.json"
 ROUNDS = 4  # turns of every split
 REPEATS = 3  # requests of each client in a turn; the first warms up, the medians of the others count
 CHUNK = 64
+LOOPBACK = "127.0.0.1"
 LAYERS = 12
 LAB: dict[str, Any] = {
     "name": "predict",
@@ -108,9 +108,10 @@ class Row:
     split: str
     workload: str
     predicted: Times
-    turns: tuple[Times, ...]
     costs: dict[str, Any]
+    turns: tuple[Times, ...]
     parts: tuple[dict[str, Any], ...]  # what the stages and links said of themselves, round by round
+    fleet: dict[str, Any]  # as it was measured before
 
     @property
     def measured(self) -> Times:
@@ -173,15 +174,8 @@ class Bench:
         return Cargo(wish, self.inventory, self.checkpoint, cut(self.checkpoint, self.folder / "hashes.json"))
 
     def fleet(self) -> Fleet:
-        """The hosts measured one after the other: all at once they would compete for this machine's CPUs."""
         wish = plan(self.model, PROFILED, self.address)
-        found = [
-            profile({name: host}, wish, self.inventory, self.checkpoint, time.time(), lambda _: None)
-            for name, host in self.hosts.items()
-        ]
-        links, _ = measure_links(self.hosts, self.inventory, message_sizes(wish, self.checkpoint.chain), lambda _: None)
-        hosts = {name: host for one in found for name, host in one.hosts.items()}
-        return found[0].model_copy(update={"hosts": hosts, "links": links})
+        return profile(self.hosts, wish, self.inventory, self.checkpoint, time.time(), lambda _: None)
 
     def predict(self, split: Split, fleet: Fleet, name: str) -> Costs:
         return evaluate(split, pose(self.checkpoint.chain, fleet, self.plan(name), self.inventory))
@@ -189,7 +183,7 @@ class Bench:
     def deploy(self, cargo: Cargo, split: Split) -> Split:
         now = datetime.datetime.now(datetime.timezone.utc)
         self.key = self.key or add(self.hosts["desk"], cargo.folder("desk"), "bench", now)  # the API is beyond loopback
-        return push(cargo, split, self.hosts, look(cargo, self.hosts), Quiet(), reason="bench").split
+        return push(cargo, split, self.hosts, look(cargo, self.hosts), Quiet(), Errand("bench")).split
 
     def parts(self, cargo: Cargo, split: Split, fleet: Fleet, name: str) -> dict[str, Any]:
         """Stages and links, predicted and measured, as `edgesplit status` has them."""
@@ -257,12 +251,30 @@ def run(bench: Bench, cargo: Cargo, work: str) -> list[Row]:
             turns[name].append(middle(serve(bench, WORKLOADS[work])))
             parts[name].append(bench.parts(cargo, running, fleet, work))
         say.print(f"  {work}, round {number + 1} of {ROUNDS}", style="dim")
-    rows = []
-    for name, split in splits.items():
-        costs = bench.predict(split, fleet, work)
-        said = Times(costs.time_to_first_token_seconds, costs.time_per_token_seconds)
-        rows.append(Row(name, work, said, tuple(turns[name]), costs.model_dump(mode="json"), tuple(parts[name])))
-    return rows
+    kept = fleet.model_dump(mode="json")
+    return [
+        Row(name, work, *predicted(bench, split, fleet, work), tuple(turns[name]), tuple(parts[name]), kept)
+        for name, split in splits.items()
+    ]
+
+
+def predicted(bench: Bench, split: Split, fleet: Fleet, work: str) -> tuple[Times, dict[str, Any]]:
+    costs = bench.predict(split, fleet, work)
+    said = Times(costs.time_to_first_token_seconds, costs.time_per_token_seconds)
+    return said, costs.model_dump(mode="json")
+
+
+def again(folder: Path, rows: Sequence[Row]) -> Iterator[Row]:
+    """The same measurements beside what the model says now."""
+    model = make_model(folder / "model")
+    trusted = {name: host.get("inventory", {}).get("trusted", False) for name, host in LAB["hosts"].items()}
+    hosts = {name: {"data": {"address": LOOPBACK}, "trusted": one} for name, one in trusted.items()}
+    inventory = Inventory.model_validate({"hosts": hosts})
+    bench = Bench(inventory, {}, open_checkpoint(model, str(model), "float32"), model, folder)
+    for row in rows:
+        split = split_from_placement(placement(SPLITS[row.split]))
+        said, costs = predicted(bench, split, Fleet.model_validate(row.fleet), row.workload)
+        yield replace(row, predicted=said, costs=costs)
 
 
 def latency(times: Times, work: Workload) -> float:
@@ -363,11 +375,13 @@ def measured(folder: Path, works: Sequence[str]) -> Iterator[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workload", choices=list(WORKLOADS), action="append")
-    works = parser.parse_args().workload or list(WORKLOADS)
+    parser.add_argument("--again", action="store_true")
+    options = parser.parse_args()
+    works = options.workload or list(WORKLOADS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the lab comes down then too
-    rows = [row for row in known() if row.workload not in works]
+    rows = [row for row in known() if options.again or row.workload not in works]
     with tempfile.TemporaryDirectory() as place:
-        rows += measured(Path(place), works)
+        rows = [*again(Path(place), rows)] if options.again else [*rows, *measured(Path(place), works)]
     rows.sort(key=lambda row: list(WORKLOADS).index(row.workload))
     result = show(rows)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from deployments import Deployment, deployment
+from deployments import Deployment, Quiet, deployment
 from models import make_checkpoint
 
 from edgesplit.broadcast.cargo import Cargo, shard_path
+from edgesplit.broadcast.note import Errand
 from edgesplit.broadcast.push import push
 from edgesplit.broadcast.recall import recall
 from edgesplit.broadcast.remote import ask
 from edgesplit.broadcast.scene import look, settled
 from edgesplit.broadcast.transition import Phase, Step, transition
-from edgesplit.cli.render import Quiet
-from edgesplit.errors import DeployError, HostError, MovedError, Unreachable
+from edgesplit.errors import Abandoned, DeployError, HostError, MovedError, Unreachable
 from edgesplit.fleet import Fleet, LinkProfile
 from edgesplit.hosts import commands
-from edgesplit.hosts.host import Host
+from edgesplit.hosts.host import Host, LocalHost
+from edgesplit.hosts.leaving import Exit
 from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.model.shards import cut
 from edgesplit.split import split_from_placement
@@ -53,7 +56,7 @@ def sabotaged(made: Deployment, placement: tuple[str, ...], phase: Phase, error:
     saboteur = Saboteur(phase, host, error)
     scene = look(made.cargo, made.hosts)
     with pytest.raises((DeployError, KeyboardInterrupt)):
-        push(made.cargo, split_from_placement(placement), made.hosts, scene, saboteur, reason="test")
+        push(made.cargo, split_from_placement(placement), made.hosts, scene, saboteur, Errand("test"))
     assert saboteur.struck
 
 
@@ -90,6 +93,47 @@ def test_a_move_that_fails_leaves_the_old_epoch_serving(tmp_path: Path) -> None:
         assert settled(made.cargo, scene, split_from_placement(FIRST))
 
 
+class Hanging(LocalHost):
+    """Hears its lock and the command that is its last; never answers that one, nor any after it."""
+
+    def __init__(self, host: Host, last: bytes) -> None:
+        super().__init__(host.name)
+        self._last = last
+        self.hung, self.over = threading.Event(), threading.Event()
+
+    def run(self, command: commands.Command, stdin: bytes | Iterable[bytes] = b"", timeout: float = 60.0) -> str:
+        if isinstance(stdin, bytes) and self._last in stdin:
+            self.hung.set()
+        if self.hung.is_set():
+            self.over.wait(60)
+            raise Unreachable(self.name, "no answer")
+        return super().run(command, stdin, timeout)
+
+
+def test_a_push_that_is_given_up_leaves_nothing_in_the_way_of_the_next(tmp_path: Path) -> None:
+    with deployment(tmp_path) as made:
+        made.push(*FIRST)
+        expected = made.complete(PROMPT, 8)["token_ids"]
+        dead = Hanging(made.hosts["attic"], rb"\"verb\": \"link\"")
+        way_out, errand = Exit(), Errand("test")
+        hosts = way_out.hosts({**made.hosts, "attic": dead})
+        threading.Thread(target=lambda: dead.hung.wait(60) and way_out.take("the ring broke"), daemon=True).start()
+        with pytest.raises(Abandoned):
+            push(made.cargo, split_from_placement(SECOND), hosts, look(made.cargo, made.hosts), Quiet(), errand)
+        assert (made.folder("attic") / "lock").exists()  # it could not be told
+        assert not (made.folder("shelf") / "lock").exists()
+        assert made.complete(PROMPT, 8)["token_ids"] == expected
+        again = Errand("test again", ours=frozenset([errand.note]))
+        dead.over.set()
+        pushed = push(
+            made.cargo, split_from_placement(SECOND), made.hosts, look(made.cargo, made.hosts), Quiet(), again
+        )
+        assert not pushed.warnings
+        assert made.complete(PROMPT, 8)["token_ids"] == expected
+        presences = look(made.cargo, made.hosts).presences
+        assert {epoch for each in presences.values() for epoch in each.epochs or ()} == {pushed.split.epoch}
+
+
 def test_a_commit_whose_answer_is_lost_is_asked_for_not_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lost = []
 
@@ -119,14 +163,14 @@ def test_a_rollback_brings_back_what_served_before_and_sends_nothing(tmp_path: P
             recall(made.cargo, made.hosts, look(made.cargo, made.hosts))
         smaller = quantised(made, tmp_path)
         scene = look(smaller, made.hosts)
-        push(smaller, split_from_placement(SECOND), made.hosts, scene, Quiet(), reason="test")
+        push(smaller, split_from_placement(SECOND), made.hosts, scene, Quiet(), Errand("test"))
         other = made.complete(PROMPT, 8)["token_ids"]
         for answer in (expected, other, expected):  # there and back: the plan is another one half of the time
             scene = look(smaller, made.hosts)
             before = recall(smaller, made.hosts, scene)
             steps = transition(scene.running, before.split.at(9), scene.presences, before.needs(before.split.at(9)))
             assert not any(step.size for step in steps)
-            assert not push(before, before.split, made.hosts, scene, Quiet(), reason="rollback").warnings
+            assert not push(before, before.split, made.hosts, scene, Quiet(), Errand("rollback")).warnings
             assert made.complete(PROMPT, 8)["token_ids"] == answer
         running = look(made.cargo, made.hosts).running
         assert running is not None
@@ -168,14 +212,14 @@ def test_a_move_sends_only_what_the_hosts_do_not_have(tmp_path: Path) -> None:
 
         scene = look(made.cargo, made.hosts)
         target = split_from_placement(("desk", "desk", "desk", "desk", "shelf", "desk"))
-        push(made.cargo, target, made.hosts, scene, Count(), reason="test")
+        push(made.cargo, target, made.hosts, scene, Count(), Errand("test"))
         assert sent == {"desk": sum(block.size for block in made.cargo.cut.blocks[2:4])}  # and nothing else
         old = time.time() - 2 * 86400
         for shard in (made.folder("shelf") / "shards").iterdir():  # as if none had been in use since
             os.utime(shard, (old, old))
         back = split_from_placement(("desk", "desk", "desk", "shelf", "shelf", "desk"))
         sent.clear()
-        push(made.cargo, back, made.hosts, look(made.cargo, made.hosts), Count(), reason="test")
+        push(made.cargo, back, made.hosts, look(made.cargo, made.hosts), Count(), Errand("test"))
         assert sent == {}
         needed = {made.cargo.cut.blocks[number].sha256 for number in (3, 4)} | {made.cargo.cut.common.sha256}
         assert {shard.stem for shard in (made.folder("shelf") / "shards").iterdir()} == needed
@@ -200,7 +244,7 @@ def test_hosts_give_each_other_weights_where_the_way_from_here_is_slow(tmp_path:
         scene = look(made.cargo, made.hosts, fleet)
         sent.clear()
         said.clear()
-        push(made.cargo, split_from_placement(placement), made.hosts, scene, Count(), reason="test")
+        push(made.cargo, split_from_placement(placement), made.hosts, scene, Count(), Errand("test"))
         assert made.complete(PROMPT, 8)["token_ids"] == expected
 
     with deployment(tmp_path) as made:

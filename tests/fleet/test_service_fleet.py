@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployments import Deployment, deployment, inventory
+from deployments import Deployment, Quiet, deployment, inventory
 
+from edgesplit.broadcast.note import Errand
 from edgesplit.broadcast.push import push
 from edgesplit.broadcast.remote import present
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.transition import Step
-from edgesplit.cli.render import Quiet
 from edgesplit.hosts import systemd
 from edgesplit.hosts.commands import Command
 from edgesplit.hosts.host import LocalHost
@@ -128,7 +128,9 @@ def test_runners_come_back_after_a_reboot_and_nothing_is_sent_again(
             time.sleep(0.2)
         assert {name: answers(made, name)["serving"] for name in before} == dict.fromkeys(before)  # type: ignore[index]
         assert all(made.pid(name) != pid for name, pid in before.items())
-        push(made.cargo, split_from_placement(PLACEMENT), made.hosts, look(made.cargo, made.hosts), Count(), reason="t")
+        push(
+            made.cargo, split_from_placement(PLACEMENT), made.hosts, look(made.cargo, made.hosts), Count(), Errand("t")
+        )
         assert sent == {}
         assert made.complete(PROMPT, 8)["token_ids"] == expected
     assert machine.units == []

@@ -69,6 +69,7 @@ def test_events_looks_and_clients(lab: LabFactory) -> None:
             acts.run(over)
             told, _ = clients.communicate(task.model_dump_json() + "\n", timeout=30)
         api.kill()
+    assert clients.returncode == 0
     answers = (Answer.model_validate_json(line) for line in told.splitlines())  # as they ended
     good, refused = sorted(answers, key=lambda answer: answer.prompt)
     assert (good.whole, good.tokens, len(good.times)) == (True, (5, 5, 5), 3)

@@ -188,7 +188,7 @@ def test_a_frozen_host_stands_still_and_goes_on_where_it_was(lab: LabFactory) ->
 
 
 def test_a_killed_host_says_nothing_to_anybody_and_forgets_all_but_its_files(lab: LabFactory) -> None:
-    fleet = lab(hosts={"a": {"cores": 0.5, "memory": "128MiB"}, "b": {}})
+    fleet = lab(hosts={"a": {"cores": 0.5, "memory": "128MiB"}, "ab": {}})
     boot = on(fleet, "a", "echo kept > ~/note; cat /proc/sys/kernel/random/boot_id").stdout
     on(fleet, "a", "setsid nohup sleep 1000 > /dev/null 2>&1 &")
     with socket.create_connection((fleet.layout.hosts["a"].address, 22), timeout=2) as sock:
@@ -200,13 +200,21 @@ def test_a_killed_host_says_nothing_to_anybody_and_forgets_all_but_its_files(lab
     assert fleet.status().hosts["a"].state == "off"
     with pytest.raises(InputError, match="a is off"):
         fleet.kill("a")
-    fleet.start("a")
+    fleet.start("a")  # though there is a network whose name begins like its own
     after = fleet.status().hosts["a"]
     assert (after.state, after.cores, after.memory) == ("on", 0.5, 128 * 2**20)
     assert on(fleet, "a", "cat ~/note; ps -e | grep -c sleep").stdout.split() == ["kept", "0"]
     assert on(fleet, "a", "cat /proc/sys/kernel/random/boot_id").stdout != boot
     with pytest.raises(InputError, match="on already"):
         fleet.start("a")
+
+
+def test_a_start_that_was_broken_off_can_be_made_again(lab: LabFactory) -> None:
+    fleet = lab(hosts=["a"])
+    fleet.kill("a")
+    machine.ip("netns", "add", str(fleet.layout.hosts["a"].network))  # so far it came
+    fleet.start("a")
+    assert on(fleet, "a", "hostname").stdout == "a\n"
 
 
 def test_a_host_whose_sshd_ended_is_off_and_can_be_started(lab: LabFactory) -> None:
@@ -255,6 +263,15 @@ def test_a_lab_that_cannot_come_up_leaves_nothing(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(EdgesplitError, match="did not come up: no such luck"):
         Lab.up(make_scenario("tbroken", hosts=["a", "b"]))
     assert left_of("tbroken") == []
+
+
+def test_hosts_that_are_not_booted_are_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_lab()
+    real, fails = machine.python, ([sys.executable, "-c", "raise SystemExit('no process left')"], {})
+    monkeypatch.setattr(machine, "python", lambda name, *words: fails if name == "boot" else real(name, *words))
+    with pytest.raises(EdgesplitError, match="not booted: no process left"):
+        Lab.up(make_scenario("tnoboot", hosts=["a"]))
+    assert left_of("tnoboot") == []
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

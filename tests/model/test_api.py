@@ -342,7 +342,7 @@ def test_no_token_for_long_is_a_504(client: Client, monkeypatch: pytest.MonkeyPa
         patch.setattr(api_module, "PATIENCE", 0.1)
         patch.setattr(api_module, "HEALTHY", 0.1)
         true = Stage.forward
-        patch.setattr(Stage, "forward", lambda *words: (gate.wait(10), true(*words))[1])
+        patch.setattr(Stage, "forward", lambda *words, **more: (gate.wait(10), true(*words, **more))[1])
         error = client.error(status=504, prompt="x")
         assert "no token for 0.1 s" in error["message"]
         status, health = client.json("/healthz")
@@ -357,7 +357,7 @@ def test_a_deadline_is_a_504_and_in_a_stream_an_error(client: Client, monkeypatc
     service = dataclasses.replace(api.front.service, deadline=1)
     with monkeypatch.context() as patch:
         patch.setattr(api, "front", dataclasses.replace(api.front, service=service))
-        patch.setattr(Stage, "forward", lambda *words: (time.sleep(0.05), true(*words))[1])
+        patch.setattr(Stage, "forward", lambda *words, **more: (time.sleep(0.05), true(*words, **more))[1])
         assert (
             "not done within 1 s" in client.error(status=504, prompt=PROMPT, max_tokens=200, ignore_eos=True)["message"]
         )
@@ -382,7 +382,7 @@ def test_logits_that_are_no_numbers_are_a_500(client: Client, monkeypatch: pytes
 def test_a_client_that_goes_frees_the_caches(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     true = Stage.forward
     with monkeypatch.context() as patch:
-        patch.setattr(Stage, "forward", lambda *words: (time.sleep(0.02), true(*words))[1])
+        patch.setattr(Stage, "forward", lambda *words, **more: (time.sleep(0.02), true(*words, **more))[1])
         body = {"prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": True}
         with client.ask("/v1/completions", body) as response:
             assert response.readline().startswith(b"data: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from pathlib import Path
 
@@ -46,16 +47,17 @@ def test_many_rows_are_multiplied_in_float32_and_few_as_before(dtype: torch.dtyp
 
 @pytest.mark.skipif(platform.machine() not in arithmetic.X86, reason="oneDNN is measured on x86 only")
 @pytest.mark.parametrize("bias", [True, False])
-def test_tokens_of_several_sequences_go_through_onednn_and_all_else_as_before(*, bias: bool) -> None:
+def test_tokens_of_several_sequences_and_pieces_go_through_onednn_and_all_else_as_before(*, bias: bool) -> None:
     torch.manual_seed(0)
     layer, small = torch.nn.Linear(1024, LARGE // 1024, bias=bias), torch.nn.Linear(1024, 8, bias=bias)
-    quicken(torch.nn.ModuleList([layer, small]))
-    for kept in (layer, small):
-        for shape in ((1, 1), (2, 1), (3, 1), (8, 1), (1, 8), (2, 3)):
+    manner = quicken(torch.nn.ModuleList([layer, small]))
+    shapes = ((1, 1), (2, 1), (3, 1), (8, 1), (1, 8), (2, 3))
+    for kept, manner.piece in itertools.product((layer, small), (False, True)):
+        for shape in shapes:
             x = torch.randn(*shape, 1024)
             with torch.inference_mode(), torch.profiler.profile() as profile:
                 found, plain = kept(x), torch.nn.Linear.forward(kept, x)
-            fast = kept is layer and shape[0] > 1 and shape[1] == 1
+            fast = kept is layer and (shape[0] > 1 if shape[1] == 1 else manner.piece)
             assert any("mkldnn" in event.key for event in profile.key_averages()) == fast
             torch.testing.assert_close(found, plain) if fast else torch.testing.assert_close(
                 found, plain, rtol=0, atol=0

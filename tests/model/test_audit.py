@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import rings  # noqa: F401 - one thread
+import torch
+from models import make_checkpoint
 
 from edgesplit.errors import InputError
-from edgesplit.model.audit import Audit, audit, read_texts
+from edgesplit.model.audit import Audit, _crossing, audit, read_texts
+from edgesplit.runner.hidden import Hidden
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "plans" / "demo" / "model"
@@ -52,13 +55,29 @@ def test_it_is_the_same_every_time(found: Audit) -> None:
     assert audit(MODEL, "float32", read_texts(ROOT / "docs" / "primer.md")) == found
 
 
+def test_blocks_that_share_caches_are_run_together(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    texts = ["hello there", "some other text", "and one more"]
+    alone, together = (audit(tmp_path, "float32", texts, glued=glued) for glued in ((), ((0, 1), (1, 3))))
+    assert [exposure.block for exposure in together.exposures] == [3, 4]
+    assert together.exposures == alone.exposures[3:]
+
+
+def test_what_is_sent_along_is_seen_too() -> None:
+    texts = [Hidden((torch.zeros(1, tokens, 4), None), True, (torch.ones(1, tokens, 2, 3),)) for tokens in (2, 5)]
+    assert [each.shape for each in _crossing(texts)] == [(7, 4), (7, 6)]
+
+
 def test_texts_are_told_apart_by_lines_or_by_empty_ones(tmp_path: Path) -> None:
     file = tmp_path / "texts"
     file.write_text("one\ntwo\n")
     assert read_texts(file) == ["one", "two"]
     file.write_text("one\nmore\n\ntwo\n")
     assert read_texts(file) == ["one\nmore", "two"]
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"absent cannot be read: No such file or directory$"):
         read_texts(tmp_path / "absent")
+    file.write_bytes(b"\xff")
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        read_texts(file)
     with pytest.raises(InputError, match="two texts"):
         audit(MODEL, "float32", ["only one"])

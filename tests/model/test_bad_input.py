@@ -107,6 +107,8 @@ CASES = {
     # wishes nobody can fulfil
     "pin of no block": Case(profiled(plan(pins=[{"blocks": ["layers.9"]}])), "plan", 2, (
         "plan.yaml: pins: no block 'layers.9'", "layers.0 to layers.3"), ("example.yaml",)),
+    "pin to no host, not measured": Case(plan(pins=[{"blocks": ["head"], "to": "attic"}]), "profile", 2, (
+        "pins: no host attic",), ("desk, shelf",)),
     "pin to no host": Case(profiled(plan(pins=[{"blocks": ["head"], "to": "attic"}])), "plan", 2, (
         "pins: no host attic",), ("desk, shelf",)),
     "pin of the head elsewhere": Case(profiled(plan(pins=[{"blocks": ["head"], "to": "shelf"}])), "plan", 2, (

@@ -21,6 +21,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, DynamicCache, Gemma3Config
 from transformers.utils import logging
 
+from edgesplit.evaluation import reference
+from edgesplit.evaluation.scenario import Shape
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint
 
 LAYERS, WIDTH = 4, 32
@@ -207,7 +209,9 @@ def test_a_cache_that_makes_no_sense_is_made_again(llama: Path, tmp_path: Path, 
     assert json.loads(cache.read_text())["chain"]["model"] == "llama"
 
 
-def test_the_cache_is_for_one_config_and_dtype(llama: Path, tmp_path: Path) -> None:
+def test_the_cache_is_for_one_config_dtype_and_transformers(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "chain.json"
     first = open_checkpoint(llama, "llama", "float32", cache).chain
     config(llama, max_position_embeddings=256)
@@ -215,6 +219,17 @@ def test_the_cache_is_for_one_config_and_dtype(llama: Path, tmp_path: Path) -> N
     assert (first.max_context, second.max_context) == (512, 256)
     assert first.checkpoint != second.checkpoint
     assert open_checkpoint(llama, "llama", "float16", cache).chain.weight_bytes * 2 == second.weight_bytes
+    before = json.loads(cache.read_text())["stamp"]
+    monkeypatch.setattr("edgesplit.model.checkpoint.version", lambda _: "6.0")
+    assert open_checkpoint(llama, "llama", "float16", cache).chain.weight_bytes * 2 == second.weight_bytes
+    assert json.loads(cache.read_text())["stamp"] != before
+
+
+def test_a_model_made_for_a_scenario_does_not_repeat_one_token(tmp_path: Path) -> None:
+    reference.make(Shape(hidden=64, layers=4, heads=4, intermediate=96), tmp_path / "made")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "made")
+    found = model.generate(torch.tensor([[5, 9, 11]]), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert len(set(found[0].tolist())) > 8
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(llama: Path, tmp_path: Path) -> None:

@@ -192,6 +192,11 @@ def test_plan_shows_the_split_within_80_columns(unlike: Desk) -> None:
     assert [stage["host"] for stage in saved["stages"]] == ["desk", "attic", "a-host-with-a-long-name", "desk"]
 
 
+def test_what_somebody_should_know_of_the_checkpoint_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgesplit.model.sidefiles.notes", lambda _: ("it barks",))
+    assert "note: it barks" in desk.run("plan", "--json", "--what-ifs", "0").err
+
+
 def test_plan_explains_a_block(unlike: Desk) -> None:
     shown = unlike.run("plan", "--explain", "layers.3").out
     assert "- desk: as fast (Phi +4.7%)\n- attic: as fast (Phi +9.3%)\n" in shown
@@ -312,7 +317,6 @@ def test_status_shows_stages_within_80_columns(capsys: pytest.CaptureFixture[str
         {
             "deployment": "tiny",
             "epoch": 3,
-            "keys_age_s": 5400.0,
             "dtype": "float32",
             "quantization": None,
             "stages": [stage],
@@ -325,7 +329,7 @@ def test_status_shows_stages_within_80_columns(capsys: pytest.CaptureFixture[str
     )
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:3] == [
-        "tiny, epoch 3, float32, keys 1.5 h old",
+        "tiny, epoch 3, float32",
         "#  host                     blocks          state       seen  said  off   memory",
         "0  a-host-with-a-long-name  embedding,      serving  12.3 ms             393 MiB",
     ]
@@ -364,7 +368,7 @@ def test_who_does_not_say_yes_changes_nothing(desk: Desk, verb: str, answer: str
         done = desk.run(verb, answer=answer)
     assert (done.code, done.out) == (1, "")
     assert "[y/N]" in done.err
-    assert "Aborted" in done.err
+    assert ("Aborted" if answer else "--yes goes on without asking") in done.err
 
 
 # --- when things end badly

@@ -217,9 +217,9 @@ def test_requests_with_images_go_on_in_the_next_epoch(rig: Rig, case: Case, monk
     """In mid-answer the blocks move; the image is not asked for again."""
     true: Callable[..., Any] = Stage.forward
 
-    def slowly(self: Stage, *arguments: Any) -> Any:
+    def slowly(self: Stage, *arguments: Any, **more: Any) -> Any:
         time.sleep(0.01)
-        return true(self, *arguments)
+        return true(self, *arguments, **more)
 
     monkeypatch.setattr(Stage, "forward", slowly)
     count, answers = 40, list[Any]()

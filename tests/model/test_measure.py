@@ -13,6 +13,9 @@ from transformers import BloomConfig, PreTrainedConfig
 from edgesplit.runner import limits, measure
 from edgesplit.runner.stage import Stage
 
+PADDED = config("gpt2", 2)
+PADDED.pad_token_id = 1
+
 
 def measured(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, Any]:
     monkeypatch.setattr(measure, "BUDGET", 0.0)
@@ -23,8 +26,8 @@ def measured(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch, **more: A
 
 @pytest.mark.parametrize(
     "model",
-    [config("llama"), config("gpt2", 2), BloomConfig(vocab_size=99, hidden_size=32, n_layer=3, n_head=4)],
-    ids=["llama", "two layers only", "layers that return tuples"],
+    [config("llama"), PADDED, BloomConfig(vocab_size=99, hidden_size=32, n_layer=3, n_head=4)],
+    ids=["llama", "two layers only, and it looks for padding", "layers that return tuples"],
 )
 def test_times_of_layers_and_head(model: PreTrainedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = measured(model, monkeypatch)

@@ -106,9 +106,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forwards take 3 ms, so that something can happen in mid-answer."""
     true = Stage.forward
 
-    def forward(self: Stage, *arguments: object) -> object:
+    def forward(self: Stage, *arguments: Any, **more: Any) -> Any:
         time.sleep(0.003)
-        return true(self, *arguments)
+        return true(self, *arguments, **more)
 
     monkeypatch.setattr(Stage, "forward", forward)
 
@@ -145,9 +145,9 @@ def test_sequences_of_all_lengths_share_their_steps(rig: Rig, monkeypatch: pytes
     sizes: list[int] = []
     true = Stage.forward
 
-    def forward(self: Stage, group: Any, *arguments: Any) -> Any:
+    def forward(self: Stage, group: Any, *arguments: Any, **more: Any) -> Any:
         sizes.append(len(group))
-        return true(self, group, *arguments)
+        return true(self, group, *arguments, **more)
 
     monkeypatch.setattr(Stage, "forward", forward)
     gone = [rig.submit(PROMPT, 200) for _ in range(2)]
@@ -167,7 +167,9 @@ def test_sequences_of_all_lengths_share_their_steps(rig: Rig, monkeypatch: pytes
 def test_each_alone_where_the_plan_says_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: set[int] = set()
     true = Stage.forward
-    monkeypatch.setattr(Stage, "forward", lambda self, group, *rest: sizes.add(len(group)) or true(self, group, *rest))
+    monkeypatch.setattr(
+        Stage, "forward", lambda self, group, *rest, **more: sizes.add(len(group)) or true(self, group, *rest, **more)
+    )
     rig.up(1, *TWO, concurrency=6, decode_batch=1)
     for answer in [rig.submit(PROMPT, COUNT) for _ in range(6)]:
         answer.whole()
@@ -363,7 +365,7 @@ def test_a_forward_that_raises_breaks_the_ring_everywhere_and_says_why(
 ) -> None:
     rig.up(1, *TWO)
     with monkeypatch.context() as patch:
-        patch.setattr(Stage, "forward", lambda *_: (_ for _ in ()).throw(MemoryError("no more")))
+        patch.setattr(Stage, "forward", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no more")))
         answer = rig.submit(PROMPT, COUNT)
         eventually(lambda: rig.state("shelf", 1) == "broken")
     assert "stage 0 failed: MemoryError('no more')" in rig.cores["shelf"].status()["epochs"]["1"]["reason"]
@@ -486,7 +488,7 @@ def test_who_may_call(rig: Rig) -> None:
 def test_status_does_not_wait_for_the_forward_under_way(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.up(1, *TWO)
     gate = threading.Event()
-    monkeypatch.setattr(Stage, "forward", lambda *_: gate.wait(10))
+    monkeypatch.setattr(Stage, "forward", lambda *_, **__: gate.wait(10))
     rig.submit(PROMPT, 5)
     start = time.monotonic()
     status = rig.cores["desk"].status()
@@ -504,7 +506,7 @@ def test_a_forward_that_never_ends_is_told_by_the_runner_itself(
     gate, true = threading.Event(), Stage.forward
     with monkeypatch.context() as patch:
         patch.setattr(worker_module, "STALL", 0.2)
-        patch.setattr(Stage, "forward", lambda self, *rest: gate.wait(20) and true(self, *rest))
+        patch.setattr(Stage, "forward", lambda self, *rest, **more: gate.wait(20) and true(self, *rest, **more))
         answer = rig.submit(PROMPT, COUNT)
         eventually(lambda: rig.state("shelf", 1) == "broken")
         assert "desk: a forward has taken 1 s so far" in rig.cores["shelf"].status()["epochs"]["1"]["reason"]
@@ -523,7 +525,7 @@ def test_closing_does_not_wait_for_a_forward_that_hangs(
         rig = Rig(tmp_path, cargo, "desk")
         rig.up(1, *["desk"] * 6)
         with monkeypatch.context() as patch:
-            patch.setattr(Stage, "forward", lambda *_: gate.wait(10))
+            patch.setattr(Stage, "forward", lambda *_, **__: gate.wait(10))
             rig.submit(PROMPT, 5)
             start = time.monotonic()
             rig.close()

@@ -137,6 +137,21 @@ def test_only_the_last_position_is_answered_unless_all_are_asked_for(subject: Su
     assert (logits[0, -1] - subject.logits(PROMPT)[-1]).abs().max() < CLOSE
 
 
+@pytest.mark.parametrize("cut", [(), (LAYERS,)])
+def test_the_head_is_not_asked_before_the_end_of_a_prompt(subject: Subject, cut: tuple[int, ...]) -> None:
+    """In a stage of its own, or behind layers; what was read without it counts all the same."""
+    chain, asked = subject.chain(cut), list[int]()
+    sequences = [stage.sequence() for stage in chain]
+    hook = chain[-1].model.get_output_embeddings().register_forward_hook(lambda *_: asked.append(1))
+    for part in (PROMPT[:4], PROMPT[4:7], PROMPT[7:]):
+        value: Any = torch.tensor([part])
+        for stage, sequence in zip(chain, sequences, strict=True):
+            value = stage.forward(sequence, value, wanted=part[-1] == PROMPT[-1])
+    hook.remove()
+    assert len(asked) == 1
+    assert (value[0, -1] - subject.logits(PROMPT)[-1]).abs().max() < CLOSE
+
+
 def test_a_stage_has_its_own_weights_and_no_others(subject: Subject) -> None:
     names = {name: set(dict(subject.stage(*part).model.named_parameters())) for name, part in PARTS.items()}
     layers = examine(subject.whole).layers

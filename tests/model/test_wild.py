@@ -32,6 +32,7 @@ from transformers.utils import logging
 from edgesplit.errors import ModelError
 from edgesplit.model.blocks import COMMON
 from edgesplit.model.checkpoint import Checkpoint, open_checkpoint, resolve
+from edgesplit.model.sidefiles import notes
 
 LAYERS = 2
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -428,6 +429,13 @@ def test_what_changes_no_token_is_a_note(made: Callable[[str], Path], copy: Call
     assert opened(made("llama")).notes == ()
     (note,) = opened(generation(copy("llama"), prompt_lookup_num_tokens=3, num_beams=1, guidance_scale=1.0)).notes
     assert "prompt_lookup_num_tokens (assisted decoding)" in note
+
+
+def test_embeddings_that_go_to_every_host_are_a_note(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for told, count in (({"model_type": "zamba2"}, 1), ({"text_config": {"model_type": "gemma4_text"}}, 1), ({}, 0)):
+        (tmp_path / "config.json").write_text(json.dumps(told))
+        assert len([note for note in notes(tmp_path) if "whoever holds a stage" in note]) == count
 
 
 def test_no_tokenizer_is_a_note(copy: Callable[[str], Path]) -> None:

@@ -157,6 +157,7 @@ all:
     e: {ansible_password: secret}
     f[3:1]: {}
     g: {edgesplit_data: {port: none}}
+    h[1:9999][1:9999]: {}
   childs: {}
 """
     assert refused(read, text) == [
@@ -169,7 +170,8 @@ all:
         f"f:10:9: all.hosts.e.ansible_password: {BY_KEY}",
         "f:11:5: all.hosts.'f[3:1]': expected a range of 1 to 10000 hosts, as in [01:10]",
         "f:12:32: all.hosts.g.edgesplit_data.port: expected a whole number, found 'none'",
-        "f:13:3: all.childs: a group has `hosts`, `children` and `vars`",
+        "f:13:5: all.hosts.'h[1:9999][1:9999]': more than 10000 hosts",
+        "f:14:3: all.childs: a group has `hosts`, `children` and `vars`",
     ]
 
 

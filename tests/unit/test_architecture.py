@@ -68,7 +68,9 @@ IMPURE = {
     *("time", "urllib", "uuid"),
     *("numpy", "paramiko", "rich", "safetensors", "starlette", "torch", "transformers", "typer", "uvicorn", "yaml"),
 }
-ARRAYS = {"revision.relays": {"numpy"}, "revision.fluid": {"numpy"}}  # arithmetic of matrices, and nothing else of it
+ARRAYS = {
+    f"revision.{name}": {"numpy"} for name in ("relays", "fluid", "terms", "walks", "climb", "labels")
+}  # arithmetic of matrices, and nothing else of it
 VALUES = {"inventory", "plan"}  # they can read their file too, but pure modules take them as values
 
 # Which folders a folder may import; "" are the modules beside the folders.

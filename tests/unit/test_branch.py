@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import highspy
 import pytest
 from instances import Shape, instance
 
 from edgesplit.revision.cuts import unreached
 from edgesplit.revision.exact import optimise
+from edgesplit.revision.highs import solved
 
 ONE = {"a": 1.0}
 
@@ -50,3 +52,24 @@ def test_it_finds_what_highs_finds_block_by_block(shape: Shape) -> None:
         assert ours.objective >= reference.objective * (1 - 1e-7)
         if ours.bound == pytest.approx(ours.objective):
             assert ours.objective == pytest.approx(reference.objective, rel=1e-7)
+
+
+class _Lost:
+    """A model whose simplex loses its way from the basis it begins with."""
+
+    def __init__(self) -> None:
+        self.begun_anew = False
+
+    def run(self) -> None:
+        pass
+
+    def clearSolver(self) -> None:  # noqa: N802 # HiGHS's name
+        self.begun_anew = True
+
+    def getModelStatus(self) -> highspy.HighsModelStatus:  # noqa: N802 # HiGHS's name
+        return highspy.HighsModelStatus.kInfeasible if self.begun_anew else highspy.HighsModelStatus.kUnknown
+
+
+def test_a_simplex_that_lost_its_way_begins_anew() -> None:
+    """Seen on four hosts and fourteen layers, behind a branch that nothing satisfies."""
+    assert not solved(_Lost())

@@ -26,7 +26,7 @@ from starlette.routing import Route
 from edgesplit.broadcast import access
 from edgesplit.errors import DeployError, InputError
 from edgesplit.hosts.host import LocalHost
-from edgesplit.runner import callers, control
+from edgesplit.runner import callers, control, knock
 from edgesplit.runner.apikeys import FOLDER, Keys
 from edgesplit.runner.callers import Guard, Hearing
 from edgesplit.runner.manifest import Service
@@ -218,10 +218,10 @@ def test_a_command_that_drips_in_is_not_waited_for(tmp_path: Path, monkeypatch: 
     with no_thread_left(), socket.socket(socket.AF_UNIX) as sock:
         server = control.Server(tmp_path, lambda request: {"ok": request})
         server.start()
-        sock.connect(control.SOCKET)
+        sock.connect(knock.SOCKET)
         start = time.monotonic()
         threading.Thread(target=_drip, args=(sock,), daemon=True).start()
         assert closed(sock, 3)
         assert 0.15 < time.monotonic() - start < 1.5
-        assert control.ask(tmp_path, b'{"verb": "status"}', 5) == b'{"ok": {"verb": "status"}}'
+        assert knock.ask(tmp_path, b'{"verb": "status"}', 5) == b'{"ok": {"verb": "status"}}'
         server.close()

@@ -58,9 +58,24 @@ def test_totals_before_the_first_reading_do_not_count_twice() -> None:
 
 
 def test_a_few_steps_say_nothing_but_the_load_does() -> None:
-    quiet = slowdown(reading(0, busy=0), reading(10, steps=2, seconds=9.0, busy=1.0), PROFILE, RUNNING)
+    quiet = slowdown(reading(0, busy=0), reading(10, steps=2, seconds=0.04, busy=1.0), PROFILE, RUNNING)
     assert quiet == pytest.approx(2 / 1.9)
     assert slowdown(reading(0, busy=0), reading(10, busy=15.0), PROFILE, RUNNING) == pytest.approx(4.0)
+
+
+def test_a_few_steps_that_take_long_say_enough() -> None:
+    assert slowdown(reading(0), reading(0.5, steps=2, seconds=0.1), PROFILE, RUNNING) == pytest.approx(10.0)
+
+
+def test_a_host_that_may_use_less_than_when_it_was_profiled_is_slower_by_that() -> None:
+    profile = PROFILE.model_copy(update={"cores": 0.5})
+    now = reading(10, busy=0.1, cores=0.1, runner_seconds=0.1, threads=1)
+    assert slowdown(reading(0, cores=0.5), now, profile, RUNNING) == pytest.approx(5.0)
+
+
+def test_a_runner_that_starts_is_no_load_of_others() -> None:
+    starting = reading(10, busy=8.0, runner=False, runner_seconds=8.0, threads=0, stages=())
+    assert slowdown(reading(0, runner=False), starting, PROFILE, RUNNING) == 1.0
 
 
 def test_the_runners_own_load_is_not_held_against_the_host() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from edgesplit.profiling import findings
 from edgesplit.profiling.checkup import check
 from edgesplit.profiling.findings import Finding
 from edgesplit.runner import doctor
+from edgesplit.runner import meeting as runner_meeting
 
 GIB = 2**30
 HERE = HostSpec(connection="local", python=sys.executable, memory=4 * GIB)
@@ -32,6 +36,21 @@ ANSWER = {
     "unwritable": "",
 }
 WANTED = {"torch": "2.13.0", "uvicorn": "0.54.0", "starlette": "1.10.0"}
+
+
+def test_whoever_is_told_to_end_ends_at_once(tmp_path: Path) -> None:
+    """Although the host computes for ever."""
+    begun, python, fleet = tmp_path / "begun", tmp_path / "python", tmp_path / "fleet.yaml"
+    python.write_text(f"#!/bin/sh\ntouch {begun}\nexec sleep 1234\n")
+    python.chmod(0o700)
+    fleet.write_text(f"hosts: {{desk: {{connection: local, python: {python}}}}}\n")
+    words = [sys.executable, "-m", "edgesplit", "check", str(fleet)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        while not begun.exists():
+            time.sleep(0.01)
+        run.send_signal(signal.SIGTERM)
+        told = run.communicate(timeout=20)[1]
+    assert (run.returncode, told) == (130, "error: interrupted\n")
 
 
 def examined(subject: str, **changes: Any) -> Finding:
@@ -118,7 +137,7 @@ def test_a_host_that_calls_itself_by_another_s_name_has_missed_it() -> None:
 
 
 def test_a_port_where_something_else_answers_and_one_where_nobody_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PATIENCE", 0.2)
+    monkeypatch.setattr(runner_meeting, "PATIENCE", 0.2)
     with socket.create_server((LOCALHOST, 0)) as server:
         said = meeting("a", free_port(), {"b": server.getsockname()[1], "c": free_port()}, 0.5)
         assert said["strangers"] == ["b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from edgesplit.orchestrator.chores import Chores, Interrupted
 
@@ -29,3 +30,19 @@ def test_a_chore_that_was_not_waited_for_still_makes_way() -> None:
         chores.begin(lambda: int(chores.stop.is_set()), found.append)
         chores.settle(5)
         assert found == [0]
+
+
+def test_a_chore_that_waits_for_a_dead_host_is_left() -> None:
+    over = threading.Event()
+
+    def ask() -> str:
+        return chores.way_out.unless(lambda: str(over.wait(30)))
+
+    start = time.monotonic()
+    with Chores() as chores:
+        chores.begin(ask, lambda _: None, heeds=True)
+        chores.make_way(5)
+        assert not chores.busy
+        assert chores.failure == "something else is to be done"
+    over.set()
+    assert time.monotonic() - start < 5

@@ -208,6 +208,16 @@ def test_a_quota_is_felt_once_it_is_used_up() -> None:
     assert stage.decode_seconds == pytest.approx(0.040 - 0.010)
 
 
+def test_of_several_groups_one_finds_the_quota_untouched() -> None:
+    half = {"a": host_of(0.010, 100, share=0.5)}
+    crowd = posed(chain_of([4]), half, {}, workload=Workload(prompt_tokens=8, new_tokens=9, concurrency=2))
+    alone = split_from_placement("aaa")
+    (stage,) = price(alone, crowd.batched(1)).stages
+    assert stage.decode_seconds == pytest.approx((0.010 + 0.020) / 2)
+    (stage,) = price(alone, crowd.batched(2)).stages
+    assert stage.decode_seconds == price(alone, crowd.batched(2).batched(2)).stages[0].decode_seconds
+
+
 def test_what_earlier_deployments_taught_is_in_the_times() -> None:
     learned = Learned(hosts={"b": 2.0}, links={"a": {"b": 0.001}}, entry=0.003)
     costs = cost(learned=learned)

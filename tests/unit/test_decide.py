@@ -150,6 +150,14 @@ def test_a_broken_ring_waits_a_moment_for_the_word_of_its_hosts() -> None:
     assert texts(broken.model_copy(update={"hosts": frozen}), at=102.5)[0] == "shelf is lost: its runner stands still"
 
 
+def test_a_host_that_was_silent_for_long_when_the_ring_broke_is_not_waited_for() -> None:
+    """Its neighbour has not heard of it for 3 s, and neither has the controller."""
+    desk = seen(broken="shelf: silent for 3 s")
+    for last, answer in ((97.0, "shelf is lost: silent since the ring broke"), (97.4, None)):
+        broken = state(desk=desk, attic=seen(100.1), shelf=seen(last)).model_copy(update={"broken_at": 100.0})
+        assert next(iter(texts(broken, at=100.2)), None) == answer
+
+
 def test_a_host_nobody_has_heard_of_yet_is_given_longer() -> None:
     broken = state(desk=seen(broken="x"), attic=seen(100.5), shelf=HostState()).model_copy(update={"broken_at": 100.0})
     assert texts(broken, at=104.0) == []
@@ -176,8 +184,9 @@ def test_what_is_not_urgent_rests_after_a_move() -> None:
 
 
 def test_what_was_answered_is_not_asked_again_until_something_is_different() -> None:
-    answered = state(shelf=slow(9.0)).model_copy(update={"answered": ("slow shelf",)})
+    answered = state(shelf=slow(9.0)).model_copy(update={"answered": ("slow shelf",), "answered_at": 95.0})
     assert texts(answered) == []
+    assert len(texts(answered.model_copy(update={"answered_at": 60.0}))) == 1  # trouble that lasts
     assert texts(answered, changes=("attic can be used",))[-1] == "attic can be used"
     assert len(texts(answered.model_copy(update={"late_for": 3}))) == 2
 

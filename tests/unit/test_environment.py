@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 import venv
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from edgesplit.broadcast.remote import lacks
 from edgesplit.broadcast.teardown import remove_environments
 from edgesplit.errors import HostError
 from edgesplit.hosts.host import LocalHost
+from edgesplit.installer import build
 from edgesplit.inventory import HostSpec, Inventory, Packages
 
 MARKS = {
@@ -42,6 +45,20 @@ def test_no_room_is_said_before_anything_is_sent(spec: HostSpec, monkeypatch: py
     with pytest.raises(HostError, match="no space: its packages take"):
         ensure(LocalHost("pi"), spec, silent)
     assert not Path(spec.environments).exists()
+
+
+def test_what_nothing_ran_from_for_a_week_makes_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    now, long_ago = time.time(), time.time() - 8 * 86400
+    for name, started in (("idle", long_ago), ("used", now), ("half.part", now)):
+        Path(name).mkdir()
+        Path(name, "pyvenv.cfg").write_text("")
+        os.utime(Path(name, "pyvenv.cfg"), (started, long_ago))
+    Path("of-somebody").mkdir()
+    for folder in tmp_path.iterdir():
+        os.utime(folder, (long_ago, long_ago))
+    build._tidy("new", "sent-1")
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["of-somebody", "used"]
 
 
 def test_a_wheel_that_is_nowhere_is_named(spec: HostSpec) -> None:
@@ -103,9 +120,3 @@ def test_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wheels.constraints(MARKS) == "apple==1.0\n"
     assert [package.name for package in wheels.all_of(MARKS)] == ["apple"]
     assert [package.name for package in wheels.all_of({**MARKS, "sys_platform": "win32"})] == ["apple", "pear-low"]
-
-
-def test_the_password_of_an_index_is_told_nobody(spec: HostSpec) -> None:
-    packages = spec.packages.model_copy(update={"wheels": None})
-    told = lacks(LocalHost("pi"), spec.model_copy(update={"packages": packages}))
-    assert "from https://index.example/ into" in told

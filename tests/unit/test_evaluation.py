@@ -6,18 +6,23 @@ import json
 import math
 import re
 import shutil
+import threading
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
+from edgesplit.cli.evaluate import _flat
 from edgesplit.errors import InputError
+from edgesplit.evaluation import looks
+from edgesplit.evaluation.acts import Acts
 from edgesplit.evaluation.charts import chart
 from edgesplit.evaluation.demand import asks, phases, prompts, turns
+from edgesplit.evaluation.evaluate import Evaluation
 from edgesplit.evaluation.metrics import Figures, figures
 from edgesplit.evaluation.record import Answer, Change, Look, Move, Run
 from edgesplit.evaluation.report import merged, section
-from edgesplit.evaluation.scenario import Stage, load_stage, parse_act
+from edgesplit.evaluation.scenario import Happening, Stage, load_stage, parse_act
 from edgesplit.plan import ServiceLevel
 
 PLANS = Path(__file__).parents[2] / "plans" / "evaluation"
@@ -80,6 +85,7 @@ def test_what_cannot_be_done_is_refused(text: object) -> None:
         ("at: 50s", "at: 80s", "ends at 75 s"),
         ("new_tokens: [8, 16]", "new_tokens: [8, 160]", "max_context"),
         ("rate: 1.2", "clients: 2\n  rate: 1.2", "either `rate` or `clients`"),
+        ("seed: 1", "checkpoint: {hidden: 100, layers: 1, heads: 8, intermediate: 9}", "multiple of twice the 8 heads"),
         ("patience: 15s", "patients: 15s", r"emergency.yaml:\d+:\d+: demand.patients"),
         ("plan: emergency-plan.yaml", "plan: ../emergency.yaml", "emergency.yaml"),
     ],
@@ -110,6 +116,36 @@ def test_the_same_seed_makes_the_same_requests_and_a_surge_makes_more() -> None:
     assert {len(prompt) for prompt in prompts(scenario, 1024)} <= set(range(16, 33))
     client = turns(scenario, 1, 0)
     assert [next(client) for _ in range(5)] != [next(client) for _ in range(5)]
+
+
+# --- a lab while hosts come and go ---
+
+
+class Trouble:
+    """A lab of whose hosts one is just being powered off. Its evaluation is over when it was asked twice."""
+
+    def __init__(self) -> None:
+        self.over, self.asked = threading.Event(), 0
+
+    def status(self) -> None:
+        self.asked += 1
+        if self.asked == 2:
+            self.over.set()
+        raise FileNotFoundError("cgroup.procs")
+
+    def set_host(self, *_: object, **__: object) -> None:
+        self.status()
+
+
+def test_looks_and_events_go_on_while_a_host_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Trouble()
+    monkeypatch.setattr(looks, "EVERY", 0.0)
+    looks.Looks(lab, "p", "a", 0.0).run(lab.over)  # type: ignore[arg-type]
+    assert lab.asked == 2
+    acts = Acts(lab, (Happening(at=0.0, do=("host a cores 1", "host a cores 2")),), 0.0, lambda: None)  # type: ignore[arg-type]
+    acts.run(threading.Event())
+    assert acts.trouble == ["host a cores 1: cgroup.procs", "host a cores 2: cgroup.procs"]
+    assert [change.text for change in acts.changes] == ["host a cores 1", "host a cores 2"]
 
 
 # --- figures ---
@@ -177,6 +213,20 @@ def test_nothing_at_all_is_no_figure() -> None:
     found = count()
     assert (found.requests, found.incidents) == (0, 0)
     assert math.isnan(found.p95)
+    assert json.loads(json.dumps(_flat(load_stage(PLANS / "emergency.yaml"), made())), parse_constant=pytest.fail)
+
+
+# --- what is kept ---
+
+
+def test_what_was_done_is_forgotten_and_nothing_else(tmp_path: Path) -> None:
+    stage = load_stage(PLANS / "emergency.yaml")
+    kept = tmp_path / stage.name
+    kept.mkdir()
+    for name in ("static-1.json", "adaptive-12.json", "thesis.odt"):
+        (kept / name).write_text("")
+    Evaluation(tmp_path, print).forget(stage)
+    assert [file.name for file in kept.iterdir()] == ["thesis.odt"]
 
 
 # --- how it is told ---

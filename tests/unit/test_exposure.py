@@ -25,7 +25,7 @@ SPLIT = split_from_placement(["home", "home", "near", "far", "far", "home"])
 
 
 def test_what_is_measured_is_told_of_the_first_untrusted_host() -> None:
-    words = audit_words([1.0, 0.8, 0.6, 0.5, 0.2], SPLIT, {"home", "near"})
+    words = audit_words(dict(enumerate([1.0, 0.8, 0.6, 0.5, 0.2])), SPLIT, {"home", "near"})
     assert words == [
         "far is the first untrusted host on the way; behind layers.1, 60% of the tokens are recovered.",
         "To limit exposure to 50% of the tokens, pin everything up to layers.2.",
@@ -34,7 +34,7 @@ def test_what_is_measured_is_told_of_the_first_untrusted_host() -> None:
 
 
 def test_a_deep_boundary_that_gives_away_more_counts() -> None:
-    words = audit_words([1.0, 0.4, 0.6, 0.05, 0.0], SPLIT, {"home", "near"})
+    words = audit_words(dict(enumerate([1.0, 0.4, 0.6, 0.05, 0.0])), SPLIT, {"home", "near"})
     assert words[1:] == [
         "To limit exposure to 50% of the tokens, pin everything up to layers.2.",
         "To limit exposure to 10% of the tokens, pin everything up to layers.2.",
@@ -42,4 +42,6 @@ def test_a_deep_boundary_that_gives_away_more_counts() -> None:
 
 
 def test_where_all_are_trusted_nothing_is_exposed() -> None:
-    assert audit_words([1.0] * 5, SPLIT, {"home", "near", "far"}) == ["No untrusted host sees activations."]
+    assert audit_words(dict.fromkeys(range(5), 1.0), SPLIT, {"home", "near", "far"}) == [
+        "No untrusted host sees activations."
+    ]

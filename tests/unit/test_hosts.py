@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ from edgesplit.errors import (
     LoginError,
     Unreachable,
 )
-from edgesplit.hosts import ssh_bulk
+from edgesplit.hosts import fanout, ssh_bulk
 from edgesplit.hosts.commands import Command
 from edgesplit.hosts.fanout import connect, each, survey
 from edgesplit.hosts.host import Host, LocalHost
@@ -588,6 +588,43 @@ def test_survey_never_raises_for_a_host() -> None:
     assert [(name, error.host) for name, error in failures.items()] == [("c", "slow"), ("b", "pi")]
 
 
+def test_ctrl_c_ends_what_is_under_way(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within seconds, with nobody left at work; whoever puts things back can use the host at once."""
+    monkeypatch.setattr(fanout, "NEARLY", 0.1)
+    begun, over = tmp_path / "begun", []
+
+    def act(host: Host) -> None:
+        try:
+            host.run(sh(f"touch {begun}; sleep 50"))
+        finally:
+            over.append(host.name)
+
+    def press() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    start = time.monotonic()
+    threading.Thread(target=press).start()
+    with pytest.raises(KeyboardInterrupt):
+        survey({"pi": host}, act)
+    assert over == ["pi"]
+    assert time.monotonic() - start < 10
+    assert host.run(sh("echo well"), timeout=10) == "well\n"
+
+
+def test_a_closed_host_stays_closed(host: Host) -> None:
+    """Also for a thread that still had it."""
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(host.run, sh("echo; sleep 50"))
+        time.sleep(0.5)
+        host.close()
+        with pytest.raises(HostError):
+            under_way.result(10)
+    with pytest.raises(Unreachable, match="nothing is asked of it any more"):
+        host.run(sh("true"))
+
+
 @pytest.mark.ssh
 def test_connect(sshd: SshdFactory) -> None:
     ssh = sshd().target().model_dump()
@@ -636,10 +673,24 @@ def test_a_stream_that_ends_badly_says_why(host: Host) -> None:
     assert caught.value.status == 3
 
 
-def test_a_stream_that_falls_silent_is_unreachable(host: Host) -> None:
+@pytest.mark.parametrize(
+    "line", ["head -c 3000000 /dev/zero; sleep 50", "exec >&- 2>&-; sleep 50"], ids=["no end", "no exit"]
+)
+def test_whoever_means_ill_holds_nobody_up(host: Host, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that does not end, and a command that closes its output and goes on."""
+    monkeypatch.setattr("edgesplit.hosts.lines.GOODBYE", 0.5)
+    monkeypatch.setattr("edgesplit.hosts.ssh_lines.GOODBYE", 0.5)
+    start = time.monotonic()
+    with suppress(HostError):
+        assert list(host.stream(Command("mean ill", line), silence=20)) == []
+    assert time.monotonic() - start < 10
+
+
+def test_a_stream_that_falls_silent_is_unreachable(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgesplit.hosts.lines.GOODBYE", 0.1)
     found = []
-    with pytest.raises(Unreachable, match="'doze' has said nothing for 2 s"):
-        found.extend(host.stream(Command("doze", "echo one; sleep 60"), silence=2))
+    with pytest.raises(Unreachable, match="'doze' has said nothing for 1 s"):
+        found.extend(host.stream(Command("doze", "echo one; sleep 60"), silence=1))
     assert found == ["one"]
 
 

@@ -21,6 +21,9 @@ Host github.com
   User git
 Host shelf-again
   HostName 192.168.1.11
+Host shelf-next
+  HostName 192.168.1.11
+  Port 2202
 Host *
   IdentityFile ~/.ssh/boards
 """
@@ -29,7 +32,8 @@ all:
   vars: {ansible_user: pi}
   hosts:
     shelf: {ansible_host: 192.168.1.11, ansible_port: 2222, edgesplit_trusted: true, edgesplit_data: {port: 7500}}
-    "on": {ansible_ssh_common_args: -J gate, ansible_python_interpreter: /opt/py/bin/python, edgesplit_memory: 4GiB}
+    "on": {ansible_ssh_common_args: -J gate, ansible_python_interpreter: /opt/py/bin/python, edgesplit_memory: 4GiB,
+           edgesplit_labels: {"12": floor, "a: b": c}}
     here: {ansible_connection: local}
 """
 
@@ -52,7 +56,8 @@ def test_from_the_configuration_of_ssh(tmp_path: Path) -> None:
     done = init(tmp_path / "new", "--model", "org/Some-Model")
     assert done.exit_code == 0, done.output
     hosts = load_inventory(tmp_path / "new" / "inventory.yaml").hosts
-    assert list(hosts) == ["desk", "shelf", "attic.lan"]
+    assert list(hosts) == ["desk", "shelf", "attic.lan", "shelf-next"]
+    assert hosts["shelf-next"].data.port == DATA_PORT + 1  # another machine behind the same address
     assert hosts["shelf"].ssh == SshTarget(host="shelf")
     assert hosts["shelf"].data_address == "192.168.1.11"
     assert hosts["desk"].trusted
@@ -71,12 +76,23 @@ def test_from_an_ansible_inventory(tmp_path: Path) -> None:
     assert {name: written[name] for name in ("shelf", "on")} == {name: given[name] for name in ("shelf", "on")}
 
 
+def test_what_is_not_read_of_ansible_is_told_with_the_way_to_one_file(tmp_path: Path) -> None:
+    ini, file = tmp_path / "hosts", tmp_path / "hosts.yaml"
+    ini.write_text("[boards]\nshelf ansible_host=192.168.1.11\n")
+    refused = init(tmp_path / "new", "--ansible", ini)
+    assert refused.exit_code == 2
+    assert f"ansible-inventory -i {ini} --list --yaml" in refused.stderr
+    file.write_text(HOSTS)
+    (tmp_path / "host_vars").mkdir()
+    assert f"{tmp_path}/host_vars was not read" in init(tmp_path / "new", "--ansible", file).stderr
+
+
 @pytest.mark.usefixtures("config")
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text("mine")
     done = init(tmp_path)
     assert done.exit_code == 2
-    assert f"{tmp_path}/plan.yaml exist already" in done.stderr.replace("\n", "")
+    assert f"{tmp_path}/plan.yaml exists already" in done.stderr.replace("\n", "")
     assert (tmp_path / "plan.yaml").read_text() == "mine"
     assert not (tmp_path / "inventory.yaml").exists()
 
@@ -94,7 +110,8 @@ def test_one_source_only(tmp_path: Path) -> None:
 
 
 def test_machines_that_share_an_address_get_ports_of_their_own(tmp_path: Path) -> None:
-    boxes = [Found(name, SshTarget(host="127.0.0.1", port=port)) for name, port in (("a", 1), ("b", 2), ("a b!", 1))]
+    ways = (("a", 1), ("b", 2), ("a b!", 1))
+    boxes = [Found(name, SshTarget(host="127.0.0.1", port=port), way=(str(port),)) for name, port in ways]
     kept = apart(boxes)
     assert [host.more.get("data") for host in kept] == [None, {"address": "127.0.0.1", "port": DATA_PORT + 1}]
     (tmp_path / "f").write_text(inventory([*kept, Found("desk", SshTarget(host="null"))], "made up", "10.0.0.1"))

@@ -231,7 +231,7 @@ def test_the_local_inventory_is_three_runners_on_this_machine() -> None:
         name: (host.connection, host.cores, host.data.port, host.work) for name, host in inventory.hosts.items()
     } == {
         "desk": ("local", 1, 7431, "~/.edgesplit/local/desk"),
-        "shelf": ("local", 1, 7432, "~/.edgesplit/local/shelf"),
-        "attic": ("local", 1, 7433, "~/.edgesplit/local/attic"),
+        "shelf": ("local", 1, 7433, "~/.edgesplit/local/shelf"),
+        "attic": ("local", 1, 7435, "~/.edgesplit/local/attic"),
     }
     assert all(host.memory is not None for host in inventory.hosts.values())

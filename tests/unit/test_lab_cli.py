@@ -35,12 +35,31 @@ def test_a_change_of_nothing_is_a_mistake(words: tuple[str, ...]) -> None:
     assert "nothing to change" in done.stderr
 
 
+def test_down_of_all_asks_first_and_takes_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[str] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(machine, "labs", lambda: ["mine", "hers"])
+    monkeypatch.setattr("edgesplit.lab.down.down", gone.append)
+    asked = CliRunner().invoke(app, ["lab", "down", "--all"], input="n\n")
+    assert (asked.exit_code, gone) == (1, [])
+    assert "Take down mine, hers?" in asked.stderr
+    assert CliRunner().invoke(app, ["lab", "down", "mine", "--all", "--yes"]).exit_code == 2
+    assert CliRunner().invoke(app, ["lab", "down", "--all", "--yes"]).exit_code == 0
+    assert gone == ["mine", "hers"]
+
+
 def test_a_wrong_file_is_told_before_anything_is_asked_of_the_machine(tmp_path: Path) -> None:
     file = tmp_path / "lab.yaml"
     file.write_text("name: Lab!\nhosts: {a: {}}\n")
     done = CliRunner().invoke(app, ["lab", "up", str(file)])
     assert done.exit_code == 2
     assert "lab.yaml:1:7: name: expected at most 12 small letters" in done.stderr
+
+
+def test_a_wrong_name_is_told_as_one_in_the_file() -> None:
+    done = CliRunner().invoke(app, ["lab", "up", EXAMPLE, "--name", "Lab!"])
+    assert done.exit_code == 2
+    assert "name: expected at most 12 small letters" in done.stderr
 
 
 def test_a_tool_that_is_not_there_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgesplit.lab import views
+from edgesplit.lab import meter, views
 from edgesplit.runner import probe
 
 MACHINE = "cpu  1 2 3 4\nintr 5\nbtime 1700000000\nprocesses 9\n"
@@ -55,3 +55,24 @@ def test_loads_go_where_the_kernels_go() -> None:
 
 def test_a_shorter_load_text_hides_a_longer_one() -> None:
     assert len(views.loadavg((0.0, 0.0, 0.0), 0, 0)) == len(views.loadavg((100.0, 99.9, 88.8), 123, 4567))
+
+
+class MadeAnew:
+    """A host whose control group has no limit yet, which version 2 writes as `max`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked = folder, 0
+
+    def refresh(self, _: float) -> None:
+        self.asked += 1
+        if self.asked == 2:
+            self.folder.rmdir()
+        int("max")
+
+
+def test_the_meter_outlives_a_host_that_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "EVERY", 0.0)
+    host = MadeAnew(tmp_path / "lab")
+    host.folder.mkdir()
+    meter.serve(host.folder, [host])  # type: ignore[list-item]
+    assert host.asked == 2

@@ -123,6 +123,30 @@ def test_messages_keep_their_order(shelf: Shelf) -> None:
         assert [shelf.inbox.messages.get(timeout=5)[1].rows[0].sequence for _ in range(200)] == list(range(200))
 
 
+def test_a_small_message_leaves_in_the_callers_thread_and_no_message_is_waited_for(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor overtakes one that waits: for the kernel to be rid of others, or because it is large."""
+    large, drops = work(link.AT_ONCE + 8192), [Message(Kind.DROP, 1, rows=(Row(number, 0),)) for number in range(4)]
+    with shelf.sender() as sender:
+        threads = set[str]()
+        true = link.encode
+        monkeypatch.setattr(link, "encode", lambda what: threads.add(threading.current_thread().name) or true(what))
+        eventually(lambda: not link._unsent(sender._sock))
+        sender.send(drops[0])
+        assert threads == {threading.current_thread().name}
+        sender.send(large)
+        monkeypatch.setattr(link, "_unsent", lambda _: True)
+        sender.send(drops[1])
+        with sender._lock:  # a write that takes long
+            sender.send(drops[2])
+        monkeypatch.undo()
+        sender.send(drops[3])
+        came = [shelf.inbox.messages.get(timeout=5)[1] for _ in range(5)]
+    assert [message.kind for message in came] == [Kind.DROP, Kind.WORK, *[Kind.DROP] * 3]
+    assert [message.rows[0].sequence for message in came if message.kind is Kind.DROP] == [0, 1, 2, 3]
+
+
 def test_a_goodbye_is_no_fault(shelf: Shelf) -> None:
     with shelf.sender() as sender:
         sender.send(Message(Kind.BYE, 1))
@@ -381,6 +405,8 @@ def test_what_cannot_be_encoded_is_a_fault_of_the_link(shelf: Shelf) -> None:
     with shelf.sender() as sender:
         sender.send(Message(Kind.WORK, 1, rows=(Row(1, 0),), tensors=(Tensor("float64", (1,), bytes(8)),)))
         assert "float64 cannot travel" in shelf.lost.get(timeout=5)
+        sender.send(Message(Kind.BEAT, 1, text={}))
+    assert shelf.lost.empty()  # told once
 
 
 # --- the listener ---

@@ -31,7 +31,8 @@ LINES = tuple(
     for number, kind in enumerate(["keep", "move", "moved", "failed", "inventory", "standby", "keep", "keep"])
 )
 PICTURE = Picture(
-    name="demo", clock="12:09:03", epoch=7, broken="", token=0.0123, wished=0.05, running=3, shed=None, slow=1.5,
+    name="demo", clock="12:09:03", epoch=7, broken="", token=0.0123, wished=0.05, running=3, concurrency=4,
+    at_once=None, slow=1.5,
     standby="ready for the loss of shelf, attic", doing="", stages=STAGES, hosts=HOSTS,
     links=(LinkRow("desk - shelf", 60e-3, 2e-3),), lines=LINES,
 )  # fmt: skip
@@ -76,7 +77,8 @@ def test_the_newest_decisions_are_shown_whole_as_many_as_there_is_room_for() -> 
         ({"token": None}, "no tokens measured yet"),
         ({"wished": None}, "12.3 ms per token"),
         ({"doing": "sending: 3 MiB left to attic"}, "sending: 3 MiB left to attic"),
-        ({"shed": 2}, "3 under way, only 2 at a time"),
+        ({"at_once": 2}, "3 under way, only 2 at a time"),
+        ({"at_once": 8}, "3 under way, 8 at a time"),
         ({"lines": ()}, "nothing had to be decided yet"),
     ],
 )

@@ -105,6 +105,17 @@ def test_no_more_is_promised_than_the_model_says_of_the_target() -> None:
     assert not found.failed
 
 
+def test_there_is_no_way_back_to_what_would_be_no_better() -> None:
+    """By what it gave then, nor by the model: a host became slow a moment before it was left, say."""
+    lagging = Forecast(measured=0.0235, model=0.116, target=0.02, load=FORECAST.load)
+    for forecast, seconds, old, back in ((FORECAST, 0.12, 0.08, True), (FORECAST, 0.09, 0.08, False),
+                                         (lagging, 0.03, 0.116, False)):  # fmt: skip
+        mind = tried(seconds).model_copy(update={"trial": Trial(since=0, tokens=1000, origin=HERE, forecast=forecast)})
+        found = judge(mind, 5, lambda split, old=old: 0.02 if split.epoch == 8 else old, THERE.at(8))
+        assert found is not None
+        assert (found.failed, found.back) == (True, back)
+
+
 def test_a_move_is_not_blamed_for_what_changed_since() -> None:
     worse = {7: 0.24, 8: 0.12}  # all has become three times as slow
     useless = {7: 0.08, 8: 0.09}  # the model itself has turned: thresholds and gains decide

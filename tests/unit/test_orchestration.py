@@ -18,7 +18,7 @@ from test_decide import PLAN, chain
 
 from edgesplit.inventory import Inventory
 from edgesplit.orchestrator.decide import Decision
-from edgesplit.orchestrator.think import Thinker
+from edgesplit.orchestrator.think import MOST, Thinker
 from edgesplit.plan import Pin, WatchPolicy
 from edgesplit.profiling.capacity import MEMORY, Heard
 from edgesplit.revision.cost import evaluate, violations
@@ -324,6 +324,67 @@ def test_where_no_split_is_possible_what_serves_goes_on_and_it_is_said_once() ->
     assert "no split is possible: memory" in told[0].because
 
 
+class Roomy(World):
+    """Hosts with so many times the memory."""
+
+    def __init__(self, times: int) -> None:
+        more = {"memory": times * MEMORY_EACH}
+        self.inventory = Inventory.model_construct(
+            hosts={name: spec.model_copy(update=more) for name, spec in INVENTORY.hosts.items()}
+        )
+        super().__init__()
+        self.thinker = replace(self.thinker, inventory=self.inventory)
+        self.run(20)
+
+    def problem(self, among: Collection[str] = ()) -> Problem:
+        return pose(chain(), self.fleet(among), WISH, self.inventory)
+
+    def ask(self, count: int, seconds: float = 40) -> Roomy:
+        self.asked = count
+        self.run(seconds)
+        return self
+
+
+def test_a_crowd_is_served_more_at_a_time_as_far_as_memory_goes() -> None:
+    world = Roomy(3).ask(3)
+    assert [made.at_once for _, made in world.moves] == [4]
+    assert "3 ask at a time, and 1 are served" in world.moves[0][1].because
+    world.ask(200)
+    assert [(made.action, made.at_once) for _, made in world.moves[1:]] == [("widen", MOST)]
+    count = len(world.ask(0, MEMORY + 60).moves)
+    assert count == 2  # nothing moves because fewer ask ...
+    world.change("pace", next(name for name in world.running.hosts if name != "desk"), 15.0)
+    world.run(60)
+    assert len(world.moves) > count  # ... but the next move is for as many as the plan says again
+    assert world.state.at_once is None
+    tight = Roomy(1).ask(200)
+    assert (tight.moves, tight.state.at_once) == ([], None)
+
+
+def test_who_waits_when_a_host_is_lost_is_served_together() -> None:
+    world = Roomy(40)
+    world.running = split_from_placement(["desk", "desk", "shelf", "shelf", "shelf", "desk"]).at(1)
+    world.run(4)
+    world.change("heard", "shelf", 0)
+    world.change("alive", "shelf", 0)
+    world.ask(6, 6)
+    ((_, made),) = world.moves
+    assert made.at_once == MOST
+    assert "shelf is lost" in made.because
+
+
+def test_overload_that_goes_from_host_to_host_is_followed() -> None:
+    """Each of them was the slow one within ten minutes."""
+    world = World().run(20)
+    for turn in range(6):
+        (serves,) = set(world.running.hosts) - {"desk"}
+        for name in ("shelf", "attic"):
+            world.change("pace", name, 12.0 if name == serves else 1.0)
+        world.run(60)
+        assert serves not in world.running.hosts, turn
+    assert len(world.moves) == 6
+
+
 def test_what_cannot_be_served_in_full_is_shed_until_it_can() -> None:
     world = World()
     crowd = WISH.model_copy(update={"workload": WISH.workload.model_copy(update={"concurrency": 2})})
@@ -335,15 +396,15 @@ def test_what_cannot_be_served_in_full_is_shed_until_it_can() -> None:
     world.change("alive", "attic", 0)
     world.run(20)
     ((_, made),) = world.moves
-    assert made.shed == 1
+    assert made.at_once == 1
     assert "only 1 at a time" in made.because
     assert world.broken == ""
     assert not violations(world.running, world.problem())
-    assert world.state.shed == 1
+    assert world.state.at_once == 1
     world.run(200)
     assert len(world.moves) == 1
     world.change("heard", "attic", 1)
     world.run(200)
-    assert [decision.shed for _, decision in world.moves] == [1, None]
+    assert [decision.at_once for _, decision in world.moves] == [1, None]
     assert set(world.running.hosts) == set(NAMES)
-    assert world.state.shed is None
+    assert world.state.at_once is None

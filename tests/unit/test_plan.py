@@ -11,7 +11,7 @@ from test_inventory import ROOT, check_example, check_page
 from edgesplit.document import WORDS
 from edgesplit.errors import InputError
 from edgesplit.inventory import load_inventory
-from edgesplit.plan import ModelPlan, ModelSource, Pin, Workload, load_plan
+from edgesplit.plan import ModelPlan, ModelSource, Pin, WatchPolicy, Workload, load_plan
 
 PLANS = sorted((ROOT / "plans").glob("*.yaml"))
 
@@ -60,6 +60,11 @@ def test_a_workload_must_fit_its_context() -> None:
         Workload(prompt_tokens=1001, new_tokens=24, max_context=1024)
 
 
+def test_a_host_is_heard_of_before_it_counts_as_silent() -> None:
+    with pytest.raises(ValidationError, match="host_timeout 6 s is not above interval 10 s"):
+        WatchPolicy(interval=10.0)
+
+
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
 def test_a_plan_survives_its_own_json(file: Path) -> None:
     plan = load_plan(file)
@@ -68,12 +73,13 @@ def test_a_plan_survives_its_own_json(file: Path) -> None:
 
 def test_several_mistakes_are_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("f").write_text("name: a plan\nmodel: m\napi: {prot: 1}\nservice: {time_per_token: -1}\n")
+    Path("f").write_text("name: a plan\nmodel: m\napi: {prot: 1, address: 'a:1'}\nservice: {time_per_token: -1}\n")
     with pytest.raises(InputError) as caught:
         load_plan(Path("f"))
     assert caught.value.message.splitlines() == [
         "f:1:1: entry: required, but missing",
         f"f:1:7: name: {WORDS['string_pattern_mismatch']}, found 'a plan'",
         "f:3:7: api.prot: unknown key; did you mean 'port'?",
+        "f:3:25: api.address: expected the name or the IP address of a machine, without a port; found 'a:1'",
         'f:4:27: service.time_per_token: expected a time such as "300ms", with a unit of us, ms, s, min, h; found -1',
     ]

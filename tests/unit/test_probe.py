@@ -1,18 +1,12 @@
-"""A host read from outside: cgroup files as recorded, and links measured over the loopback."""
+"""A host read from outside: cgroup files as recorded."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
-import socket
-import threading
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import LOCALHOST, free_port
-from links import eventually, no_thread_left
+from links import no_thread_left
 
 from edgesplit.runner import control, probe
 
@@ -162,110 +156,3 @@ def test_only_the_user_may_open_the_control_socket(tmp_path: Path, monkeypatch: 
     server = control.Server(tmp_path, lambda _: {})
     assert (tmp_path / control.SOCKET).stat().st_mode & 0o777 == 0o600
     server.close()
-
-
-# --- links ---
-
-TOKEN = "a" * 32
-SIZES = [4096, 2**20]  # of a token and of a piece of a prompt
-CALLER = {"address": LOCALHOST, "ports": [free_port()]}
-
-
-class Answering:
-    """`listen` in a thread."""
-
-    def __init__(self, *ports: int, timeout: float = 5.0) -> None:
-        self._pool = concurrent.futures.ThreadPoolExecutor(1)
-        arguments = {
-            "address": LOCALHOST,
-            "ports": list(ports),
-            "token": TOKEN,
-            "timeout": timeout,
-            "message": SIZES,
-            "caller": CALLER,
-        }
-        self._future = self._pool.submit(probe.listen, arguments)
-
-    def answer(self) -> Any:
-        with self._pool:
-            return self._future.result(10)
-
-
-def call(*ports: int, token: str = TOKEN, timeout: float = 5.0) -> dict[str, Any]:
-    place = {"address": LOCALHOST, "ports": list(ports), "token": token, "timeout": timeout}
-    return probe.call({**place, "message": SIZES, "caller": CALLER})
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "BURST", 0.05)
-
-
-@pytest.mark.usefixtures("short")
-def test_a_link_is_measured_in_both_directions() -> None:
-    port = free_port()
-    other = Answering(port)
-    link = call(port)
-    assert other.answer() == {"ok": True}
-    assert 0 < link["rtt"] < 0.05
-    assert 10e6 < link["up"] < 1e12  # the loopback carries more than 80 Mbit/s
-    assert 10e6 < link["down"] < 1e12
-    assert link["rtt"] / 2 < link["echo"] < 0.5
-    assert all(0 < link[way] < 1 for way in ("there", "back"))
-
-
-@pytest.mark.usefixtures("short")
-def test_a_taken_port_is_passed_over_by_both() -> None:
-    with socket.create_server((LOCALHOST, 0)) as taken:
-        first, second = taken.getsockname()[1], free_port()
-        deaf = threading.Thread(target=_hang_up_on_callers, args=(taken,), daemon=True)
-        deaf.start()
-        other = Answering(first, second)
-        assert "rtt" in call(first, second)
-        assert other.answer() == {"ok": True}
-        taken.shutdown(socket.SHUT_RDWR)
-        deaf.join(5)
-
-
-def _hang_up_on_callers(server: socket.socket) -> None:
-    while True:
-        try:
-            server.accept()[0].close()
-        except OSError:
-            return
-
-
-@pytest.mark.usefixtures("short")
-def test_strangers_do_not_end_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "STRANGER", 0.1)
-    port = free_port()
-    other = Answering(port)
-    for words in (b"", b"short", b"b" * len(TOKEN)):
-        with eventually(lambda: _connected(port)) as stranger:
-            stranger.sendall(words)
-    silent = _connected(port)
-    assert "rtt" in call(port)
-    assert other.answer() == {"ok": True}
-    assert silent is not None
-    silent.close()
-
-
-def _connected(port: int) -> socket.socket | None:
-    try:
-        return socket.create_connection((LOCALHOST, port), timeout=5)
-    except OSError:
-        return None
-
-
-def test_a_wrong_token_is_not_measured() -> None:
-    port = free_port()
-    other = Answering(port, timeout=0.4)
-    assert "error" in call(port, token="b" * len(TOKEN), timeout=0.2)
-    assert other.answer() == {"error": "nobody called"}
-
-
-def test_nobody_there_is_told_by_the_deadline() -> None:
-    start = time.monotonic()
-    assert "refused" in call(free_port(), timeout=0.1)["error"]
-    assert Answering(free_port(), timeout=0.1).answer() == {"error": "nobody called"}
-    assert time.monotonic() - start < 2

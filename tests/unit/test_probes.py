@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgesplit.fleet import LinkProfile
 from edgesplit.profiling.collect import rounds
-from edgesplit.profiling.probes import NoProfile, parse_call, parse_measure, parse_reading
+from edgesplit.profiling.probes import NoProfile, parse_measure, parse_pair, parse_reading
 
 RECORDED = Path(__file__).parent / "recorded"  # answers of real hosts, as they came
 SIZES = (4000, 100_000)
@@ -58,14 +59,21 @@ def test_missing_packages_are_named() -> None:
 
 def test_links_have_two_directions() -> None:
     link = {"rtt": 0.002, "up": 12.5e6, "down": 6.25e6, "echo": 0.00416, "both": True, "there": 0.0118, "back": 0.0246}
-    there, back = parse_call(json.dumps(link), SIZES)
+    link["pair"] = ["a", "b"]
+    ways = parse_pair(json.dumps(link), SIZES)
+    there, back = ways["a", "b"], ways["b", "a"]
+    assert isinstance(there, LinkProfile)
+    assert isinstance(back, LinkProfile)
     assert (there.rtt, there.bandwidth, back.bandwidth) == (0.002, 12.5e6, 6.25e6)
     # 4000 bytes take 0.32 and 0.64 ms: of the echo, 1.2 ms are neither way nor wire
     assert there.overhead == back.overhead == pytest.approx(0.0006)
     # 100 kB take 8 ms there, and 16 ms back
     assert (there.start, back.start) == (0.0, pytest.approx(0.0246 - 0.002 - 0.0012 - 0.016 - 0.00032))
-    with pytest.raises(NoProfile, match="nobody listened"):
-        parse_call('{"error": "nobody listened"}', SIZES)
+
+
+def test_a_link_that_is_not_there_says_why() -> None:
+    assert parse_pair('{"pair": ["a", "b"], "error": "it broke"}', SIZES) == {("a", "b"): "it broke"}
+    assert parse_pair('{"me": "a", "missed": {"b": "timed out"}}', SIZES) == {("a", "b"): "timed out"}
 
 
 READING = {
@@ -111,7 +119,7 @@ def test_a_host_without_a_runner_gives_a_reading_too() -> None:
     )
 )
 def test_nonsense_is_refused_in_one_way(answer: object) -> None:
-    for parse in (parse_measure, lambda text: parse_call(text, SIZES), parse_reading):
+    for parse in (parse_measure, lambda text: parse_pair(text, SIZES), parse_reading):
         with pytest.raises(NoProfile):
             parse(json.dumps(answer))
 

@@ -44,11 +44,16 @@ def heard(host: str, config: Path, *options: str, **changes: object) -> bool:
     return hear(host, config, *options, **changes) == "heard\n"
 
 
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as caller:
+        return caller.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def agent(path: Path, *keys: Path) -> Iterator[None]:
     with subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL) as process:
         try:
-            while not path.exists():
+            while not _listens(path):
                 time.sleep(0.01)
             for key in keys:
                 words, environment = ["ssh-add", "-q", str(key)], {**os.environ, "SSH_AUTH_SOCK": str(path)}
