@@ -115,8 +115,11 @@ class Workspace:
         path = self.cache / name
         part = path.with_suffix(f".{os.getpid()}.part")  # several verbs may run at once
         with self._writing(path):
-            part.write_text(value.to_json())
-            part.replace(path)
+            try:
+                part.write_text(value.to_json())
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
         return path
 
     def check_cache(self) -> None:

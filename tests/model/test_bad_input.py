@@ -73,7 +73,7 @@ def no_folder_for_the_cache(desk: Desk) -> None:
     desk.profile()
     desk.change_plan(name="other")  # its cache is another folder ...
     shutil.copytree(desk.folder / ".edgesplit" / "tiny", desk.cache)
-    (desk.cache / "split.part").mkdir()  # ... in which a file cannot be written
+    (desk.cache / "split.json").mkdir()  # ... in which a file cannot be written
 
 
 WORKLOAD = {"prompt_tokens": 20, "new_tokens": 16, "max_context": 128}
