@@ -38,6 +38,8 @@ def inventory(hosts: Iterable[Found], origin: str, here: str) -> str:
     lines = [
         f"# The hosts of edgesplit, {origin}. docs/reference/inventory.md has every key.",
         "# Next: edgesplit check THIS-FILE tells what each of them lacks.",
+        "# On x86-64 torch comes with CUDA's libraries, 4 GB; where there is no GPU, name an index of torch for CPUs:",
+        "#     packages: {extra_index: ADDRESS}",
         "",
         "hosts:",
         "  # The entry is this machine: prompts and answers are read here and nowhere else.",

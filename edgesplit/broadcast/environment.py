@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from edgesplit.broadcast.archive import Archive, installer_archive, runner_archive
 from edgesplit.broadcast.cargo import Thing
+from edgesplit.broadcast.note import signature
 from edgesplit.broadcast.remote import lacks, look_into
 from edgesplit.broadcast.ship import Shipment
 from edgesplit.broadcast.wheels import Marks, constraints, requirements, unpacked, wheels_of
@@ -89,7 +91,11 @@ def _bring(host: Host, spec: HostSpec, note: Note) -> None:
         wheels = wheels_of(host.name, Path(spec.packages.wheels).expanduser(), spec.packages, base.marks)
     space = int(unpacked(wheels) * COMPILED) if wheels else CUDA_BYTES if base.gets_cuda(spec) else CPU_BYTES
     _room(host, spec, space + sum(wheel.stat().st_size for wheel in wheels))
-    sent = _send(host, spec, base, wheels, note)
+    with closing(_alone(host, spec, base, note)) as alone:
+        next(alone)
+        if not lacks(host, spec):  # whoever was here first has made it
+            return
+        sent = _send(host, spec, base, wheels, note)
     arguments = {
         "name": str(spec.environment).rpartition("/")[2],
         "sent": sent,
@@ -103,6 +109,17 @@ def _bring(host: Host, spec: HostSpec, note: Note) -> None:
             note(_told(json.loads(line)))
     except CommandFailed as error:
         raise HostError(host.name, error.stderr.strip().rpartition("\n")[2] or error.message, _hint(error)) from error
+
+
+def _alone(host: Host, spec: HostSpec, base: Base, note: Note) -> Generator[None, None, None]:
+    """Once it yields, nobody else sends or installs there, until it is closed. Raises HostError."""
+    lines = host.stream(commands.hold(base.python, spec.environments, signature("packages")), silence=SILENCE)
+    for line in lines:
+        if line == commands.HELD:
+            yield
+            return
+        note(f"waiting for another installation on this host, by {line}")
+    raise HostError(host.name, f"its folder of environments cannot be locked: {spec.environments}")
 
 
 def _told(event: dict[str, Any]) -> str:

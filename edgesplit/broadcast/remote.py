@@ -20,6 +20,7 @@ from edgesplit.runner.manifest import Manifest, ManifestError, recorded
 
 CONTROLLER = "keys/controller.pub"  # whose commands the runner there obeys
 _STATUS = b'{"verb": "status"}'
+_PASSWORD = re.compile(r"//[^/@]*@")  # and name, of an address
 _BEGUN = re.compile(r"\.part +\d+$")
 STATUS_SECONDS = 5.0  # a runner answers in milliseconds; one that is frozen never does
 SLACK = 20.0  # seconds an answer may spend on its way
@@ -107,7 +108,8 @@ def lacks(host: Host, spec: HostSpec) -> str:
         return ""
     names = ", ".join(f"{package.name} {package.release}" for package in wanted())
     ours = spec.packages
-    source = f"wheels in {ours.wheels}" if ours.wheels else ours.index or "its package index"
+    index = _PASSWORD.sub("//", ours.index or "its package index")
+    source = f"wheels in {ours.wheels}" if ours.wheels else index
     return f"{names} from {source} into {spec.environment}"
 
 

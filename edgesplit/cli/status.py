@@ -32,12 +32,14 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
     reality = _judged(space, split, states)
     entry = states.get(at)
     serving = entry is not None and split is not None and entry["serving"] == split.epoch
-    broken = _reason(entry, split)
+    epoch = {} if entry is None or split is None else entry["epochs"].get(str(split.epoch), {})
+    broken = str(epoch.get("reason", ""))
     report = {
         "deployment": name,
         "serving": serving and not broken,
         "broken": broken,
         "epoch": None if split is None else split.epoch,
+        "keys_age_s": epoch.get("age_s"),
         "dtype": None if kept is None else kept.dtype,
         "quantization": None if kept is None else kept.quantization or None,
         "stages": _stages(split, states, reality),
@@ -56,12 +58,6 @@ def run(plan: Plan, inventory: Inventory = None, accept_new: AcceptNew = False, 
     if not report["serving"]:
         hint = space.command("deploy") if split is None else f"{space.command('watch')} mends it; or deploy again"
         raise ServingError(f"{name} does not serve" + (f": {broken}" if broken else ""), hint)
-
-
-def _reason(entry: dict[str, Any] | None, split: Split | None) -> str:
-    if entry is None or split is None:
-        return ""
-    return str(entry["epochs"].get(str(split.epoch), {}).get("reason", ""))
 
 
 def _judged(space: Workspace, split: Split | None, states: dict[str, dict[str, Any] | None]) -> Reality | None:
@@ -116,7 +112,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
 
 def _show(report: dict[str, Any]) -> None:
     from edgesplit.cli.render import out, show
-    from edgesplit.units import format_size
+    from edgesplit.units import format_size, format_time
 
     rows = [
         [
@@ -135,7 +131,8 @@ def _show(report: dict[str, Any]) -> None:
     note = "Seen: time of a decode step. Said: what the profile and its lessons predict for it. Memory of the runner."
     if rows:
         precision = " ".join(filter(None, [report["dtype"], report["quantization"]]))
-        show(f"{report['deployment']}, epoch {report['epoch']}, {precision}", columns, rows, note)
+        age = "" if report["keys_age_s"] is None else f", keys {format_time(report['keys_age_s'])} old"
+        show(f"{report['deployment']}, epoch {report['epoch']}, {precision}{age}", columns, rows, note)
     if report["links"]:
         links = [
             [link["name"], _seconds(link["measured"]), _seconds(link["predicted"]), _share(link["error"])]

@@ -255,6 +255,36 @@ def install(python: str, folder: str, installer: str, arguments: Mapping[str, An
     return Command("install packages", f"cd {path(folder)} && {path(python)} {words}")
 
 
+HELD = "yours"
+_HOLD = f"""
+import fcntl, sys, time
+lock = open("lock", "a+")
+while True:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+    except OSError:
+        lock.seek(0)
+        print(lock.readline().strip() or "somebody", flush=True)
+        time.sleep(0.5)
+lock.truncate(0)
+lock.write(sys.argv[1] + "\\n")
+lock.flush()
+print("{HELD}", flush=True)
+while True:
+    time.sleep(0.2)
+    print(flush=True)
+"""
+
+
+def hold(python: str, folder: str, note: str) -> Command:
+    """Hold the lock of a folder of environments as long as somebody reads what this prints: until it is had, who has
+    it, then HELD, then empty lines. The kernel drops it with the process, which ends with its connection."""
+    place = path(folder)
+    line = f"umask 077 && mkdir -p {place} && cd {place} && exec {path(python)} -c {_words(_HOLD, note)} 2>/dev/null"
+    return Command(f"lock {folder}", line)
+
+
 def remove_environments(work: str, folder: str) -> Command:
     """Remove all environments below `work`, unless something else is there still: then its names are printed."""
     return Command(

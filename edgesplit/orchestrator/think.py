@@ -87,10 +87,8 @@ class Thinker:
                 return mind, None
         else:
             mind, verdict = self._judge(mind, running, seen, now)
-            if verdict is not None:
+            if verdict is not None or not tripped:
                 return mind, verdict
-            if not tripped:
-                return mind, None if mind.trial else self._rotation(mind, running, now)
         mind = self._set_aside(mind, tripped, running, now)
         decision, possible = self._decide(mind, running, now, tripped)
         pressing = any(alarm.trouble for alarm in tripped)
@@ -119,8 +117,9 @@ class Thinker:
             decision = self._nowhere_else(mind, running, now, tripped) or decision
         return decision, bool(options.ways)
 
-    def _rotation(self, mind: Mind, running: Split, now: float) -> Decision | None:
-        found = rotation(mind, running, self.plan.watch, now)
+    def rotation(self, mind: Mind, running: Split, now: float) -> Decision | None:
+        """Where nothing is to be moved: is it time for other keys?"""
+        found = None if mind.trial else rotation(mind, running, self.plan.watch, now)
         return found and found.model_copy(update={"at_once": mind.at_once})
 
     def _forbidden(self, running: Split) -> tuple[str, ...]:

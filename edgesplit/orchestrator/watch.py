@@ -113,17 +113,18 @@ class Watch:
         if decision is not None and decision.target is not None and self._may_wait(decision):
             before = self._try_links(before, decision.target)
             self.state, decision = self._thinker.think(before, self.running, now)
-        if decision is None:
-            yield from self._idle(act=not dry_run)
-            return
         known = inputs(self.state, self.running)
-        if decision.target is None:
+        if decision is not None and decision.target is None:
             yield self._event("keep", decision.because, decision=decision, inputs=known)
-            return
-        text = f"{decision.action}: {decision.because}"
-        yield self._event("move", text, decision=decision, split=decision.target, inputs=known)
-        if not dry_run:
-            yield self._broadcast(decision.target, decision, before)
+        moves = decision is not None and decision.target is not None
+        move = decision if moves else self._thinker.rotation(self.state, self.running, now)
+        if move is not None and move.target is not None:
+            text = f"{move.action}: {move.because}"
+            yield self._event("move", text, decision=move, split=move.target, inputs=known)
+            if not dry_run:
+                yield self._broadcast(move.target, move, before)
+        elif decision is None:
+            yield from self._idle(act=not dry_run)
 
     # the inventory, as its file is now
 

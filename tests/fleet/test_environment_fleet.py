@@ -57,28 +57,42 @@ def left(spec: HostSpec) -> set[str]:
 
 
 def test_it_is_made_once_however_many_want_it(spec: HostSpec) -> None:
-    """The second comes when all has been sent: two that send the same at the same time are told apart by its hash, and
-    one of them fails."""
+    """Two come at the same time, and one when all has been sent: they wait for the one that has the lock."""
     host, told, making = Recorder(), list[str](), threading.Event()
 
-    def first(text: str) -> None:
+    def hear(text: str) -> None:
         told.append(text)
         if text == "making an environment":
             making.set()
 
-    thread = threading.Thread(target=ensure, args=(host, spec, first))
-    thread.start()
+    threads = [threading.Thread(target=ensure, args=(host, spec, hear)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
     assert making.wait(60)
-    ensure(host, spec, told.append)
-    thread.join()
+    ensure(host, spec, hear)
+    for thread in threads:
+        thread.join()
     assert subprocess.run([spec.interpreter, "-c", "import apple, pear_low"]).returncode == 0
     assert left(spec) == {"lock", Path(spec.environment or "").name}
-    assert any("sending" in text for text in told)
+    assert [text for text in told if "waiting for another installation" in text]
     assert [text for text in told if text.startswith("trying")] == ["trying apple"]
     assert not [line for line in host.lines if "secret" in line]  # the words of a command are for all to see
     host.lines.clear()
     ensure(host, spec, told.append)
     assert len(host.lines) == 1
+
+
+def test_who_dies_with_the_lock_lets_the_next_one_in(spec: HostSpec) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            ensure(LocalHost("pi"), spec, lambda text: os.kill(os.getpid(), 9) if "sending" in text else None)
+        finally:
+            os._exit(1)
+    _, how = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(how)
+    ensure(LocalHost("pi"), spec, silent)
+    assert not lacks(LocalHost("pi"), spec)
 
 
 def test_who_is_gone_half_way_has_left_nothing_that_counts(spec: HostSpec) -> None:

@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ from conftest import Sshd, SshdFarm, SshKeys, free_port
 from models import make_checkpoint
 from openai import AuthenticationError, OpenAI
 from profiles import NAMES
+
+from edgesplit.broadcast.authority import Secrets, shard_key
+from edgesplit.broadcast.remote import api_key
+from edgesplit.hosts.fanout import connect
+from edgesplit.inventory import load_inventory
 
 pytestmark = pytest.mark.fleet
 
@@ -60,17 +66,46 @@ def write_files(folder: Path, servers: dict[str, Sshd]) -> Path:
     return folder / "plan.yaml"
 
 
+SAID: list[str] = []  # all that the verbs have printed, but new keys
+
+
 def edgesplit(*words: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [EDGESPLIT, *map(str, words)], capture_output=True, text=True, timeout=240, env={**os.environ, "COLUMNS": "120"}
     )
     assert done.returncode == status, done.stdout + done.stderr
+    SAID.append(done.stderr if words[:2] == ("keys", "add") else done.stdout + done.stderr)
     return done
+
+
+@contextmanager
+def overlooked() -> Iterator[set[bytes]]:
+    """The words of all processes of this machine, as any user sees them in a list of processes."""
+    seen, over = set[bytes](), threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.1):
+            for file in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    seen.add(file.read_bytes())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 @pytest.mark.ssh
 def test_profile_plan_deploy_generate_status_down_over_ssh(tmp_path: Path, sshd: SshdFarm) -> None:
-    plan = write_files(tmp_path, {name: sshd() for name in NAMES})
+    with overlooked() as processes:
+        the_whole_job(tmp_path, write_files(tmp_path, {name: sshd() for name in NAMES}), processes)
+
+
+def the_whole_job(tmp_path: Path, plan: Path, processes: set[bytes]) -> None:
+    assert sorted(json.loads(edgesplit("check", plan, "--json").stdout)) == sorted(NAMES)
     profile = json.loads(edgesplit("profile", plan, "--json").stdout)
     assert sorted(profile["hosts"]) == sorted(NAMES)
     assert {target for row in profile["links"].values() for target in row} == set(NAMES)
@@ -90,12 +125,15 @@ def test_profile_plan_deploy_generate_status_down_over_ssh(tmp_path: Path, sshd:
         status = json.loads(edgesplit("status", plan, "--json").stdout)
         assert status["serving"]
         assert all(stage["state"] == "serving" for stage in status["stages"])
-        ask_with_keys(plan)
+        keys = ask_with_keys(plan)
+        assert json.loads(edgesplit("rotate", plan, "--yes", "--json").stdout)["epoch"] == 2
+        assert "no split to go back to" in edgesplit("rollback", plan, "--yes", status=7).stderr
         one_watches(plan, tmp_path / "elsewhere")
         again = edgesplit("deploy", plan, "--yes", "--json")
         assert not json.loads(again.stdout)["changed"]
         assert "nothing to do" in again.stderr
         held = {host: held_blocks(tmp_path / "work" / host / "job") for host in NAMES}
+        no_secret_shows(tmp_path / "work", keys, processes)
         assert all(len(shards) < 9 for host, shards in held.items() if host != "desk")  # 8 blocks and the common one
     finally:
         edgesplit("down", plan, "--yes")
@@ -103,7 +141,21 @@ def test_profile_plan_deploy_generate_status_down_over_ssh(tmp_path: Path, sshd:
     assert "does not serve" in edgesplit("status", plan, status=8).stderr
 
 
-def ask_with_keys(plan: Path) -> None:
+def no_secret_shows(work: Path, keys: list[str], processes: set[bytes]) -> None:
+    """Not in what verbs print, lists of processes, nor any file but the one of mode 600 that keeps two of them."""
+    kept = Secrets.model_validate_json((work / "desk" / "job" / "keys" / "controller.json").read_text())
+    shards = [path.stem for host in NAMES for path in (work / host / "job" / "shards").glob("*.sealed")]
+    secrets = [*keys, kept.shard_key, kept.command_key.splitlines()[1], "PRIVATE KEY"]
+    secrets += [shard_key(kept, sha).hex() for sha in shards]
+    files = [file for file in work.rglob("*") if file.is_file() and file.name != "controller.json"]
+    texts = {str(file): file.read_bytes() for file in files}
+    texts |= {"the output of verbs": "\n".join(SAID).encode(), "a list of processes": b"\n".join(processes)}
+    assert b"serve" in texts["a list of processes"]
+    assert b'"epoch"' in texts["the output of verbs"]
+    assert [(name, secret[:6]) for name, text in texts.items() for secret in secrets if secret.encode() in text] == []
+
+
+def ask_with_keys(plan: Path) -> list[str]:
     """From the first key on clients need one; edgesplit itself comes by SSH, and nobody types any."""
     port = yaml.safe_load(plan.read_text())["api"]["port"]
     key = edgesplit("keys", "add", plan, "phone").stdout.strip()
@@ -116,6 +168,10 @@ def ask_with_keys(plan: Path) -> None:
     ]
     edgesplit("keys", "revoke", plan, "phone")
     assert refused(port, key)
+    inventory = load_inventory(plan.parent / "hosts.yaml")
+    with connect(inventory, ["desk"]) as hosts:
+        own = api_key(hosts["desk"], inventory.hosts["desk"], str(plan.parent / "work" / "desk" / "job"))
+    return [key, own]
 
 
 def one_watches(plan: Path, elsewhere: Path) -> None:
@@ -131,7 +187,7 @@ def one_watches(plan: Path, elsewhere: Path) -> None:
         second.send_signal(signal.SIGINT)
         assert second.wait(30) == 0
     events = [json.loads(line) for line in edgesplit("history", plan, "--json").stdout.splitlines()]
-    assert all(event["epoch"] == 1 for event in events)
+    assert all(event["epoch"] == 2 for event in events)
 
 
 @contextmanager

@@ -38,7 +38,8 @@ from edgesplit.broadcast.remote import ask, status
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.signing import Signer
 from edgesplit.errors import DeployError, HostError
-from edgesplit.hosts.host import Host
+from edgesplit.hosts.commands import Command
+from edgesplit.hosts.host import Host, LocalHost
 from edgesplit.runner.identity import Identity, identity_of
 from edgesplit.runner.wire import HEADER, MAGIC, Kind, Message, Row, Tensor, encode
 
@@ -97,6 +98,7 @@ class Ring:
     made: Deployment
     keys: list[dict[str, HostKeys]] = field(default_factory=list)
     commands: list[tuple[str, bytes]] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)  # of what was run on the hosts
     expected: list[int] = field(default_factory=list)
 
     def port(self, host: str) -> int:
@@ -135,6 +137,14 @@ class Ring:
         return bool(self.made.complete(PROMPT, 8)["token_ids"] == self.expected)
 
 
+def overheard(true: Callable[..., Any], lines: list[str]) -> Callable[..., Any]:
+    def heard(self: LocalHost, command: Command, *rest: Any, **named: Any) -> Any:
+        lines.append(command.line)
+        return true(self, command, *rest, **named)
+
+    return heard
+
+
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
     with deployment(tmp_path_factory.mktemp("security")) as made, pytest.MonkeyPatch.context() as patch:
@@ -148,6 +158,8 @@ def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
             found.commands.append((host.name, words[-2]))
             return ask(host, *words)
 
+        for name in ("run", "stream"):
+            patch.setattr(LocalHost, name, overheard(getattr(LocalHost, name), found.lines))
         patch.setattr(push_module, "issue", issued)
         patch.setattr(words_module, "ask", asked)
         made.push(*START)
@@ -352,6 +364,9 @@ def test_no_host_has_secrets_on_its_disk_or_shows_them(ring: Ring) -> None:
     shards = [shard_key(ring.secrets, sha) for sha in ring.made.cargo.cut.all()]
     lines = [line.encode() for epoch in ring.keys for keys in epoch.values() for line in keys.key.splitlines()[1:-1]]
     kept = [ring.secrets.shard_key.encode(), *(line.encode() for line in ring.secrets.command_key.splitlines()[1:-1])]
+    said = "\n".join(ring.lines).encode()  # every word that a list of processes could show
+    assert b" prepare" not in said
+    assert b" control " in said
     hidden = [*weights, *shards, *(key.hex().encode() for key in shards), *lines]
     for host in ring.made.hosts:
         files = [file for file in ring.made.folder(host).rglob("*") if file.is_file()]
@@ -362,7 +377,7 @@ def test_no_host_has_secrets_on_its_disk_or_shows_them(ring: Ring) -> None:
         assert not [name for name, data in found.items() for secret in secrets if secret in data]
         others = b"".join(data for name, data in found.items() if not name.endswith("controller.json"))
         process = Path(f"/proc/{ring.made.pid(host)}")
-        shown = [others, (process / "cmdline").read_bytes(), (process / "environ").read_bytes()]
+        shown = [others, (process / "cmdline").read_bytes(), (process / "environ").read_bytes(), said]
         assert not [secret for secret in [*hidden, *kept] for text in shown if secret in text]
 
 

@@ -317,6 +317,7 @@ def test_status_shows_stages_within_80_columns(capsys: pytest.CaptureFixture[str
         {
             "deployment": "tiny",
             "epoch": 3,
+            "keys_age_s": 5400.0,
             "dtype": "float32",
             "quantization": None,
             "stages": [stage],
@@ -329,7 +330,7 @@ def test_status_shows_stages_within_80_columns(capsys: pytest.CaptureFixture[str
     )
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines[:3] == [
-        "tiny, epoch 3, float32",
+        "tiny, epoch 3, float32, keys 1.5 h old",
         "#  host                     blocks          state       seen  said  off   memory",
         "0  a-host-with-a-long-name  embedding,      serving  12.3 ms             393 MiB",
     ]

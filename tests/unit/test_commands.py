@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from edgesplit.errors import CommandFailed
 from edgesplit.hosts import commands
+from edgesplit.hosts.commands import Command
 from edgesplit.hosts.host import LocalHost
 
 NASTY = ["plain", "a b", "it's", 'say "x"', "$HOME `id` \\n", "tab\there", "häß 模型", "star*", "-dash", "end\\"]
@@ -172,6 +175,25 @@ def test_audit(tmp_path: Path) -> None:
     assert first[10] == "T"
     assert first[19:] == "Z deploy epoch 1"
     assert second[21:] == "it's 100 % $HOME \\n"
+
+
+def test_an_act_with_its_line_in_the_audit_log_and_without_where_there_is_no_room(tmp_path: Path) -> None:
+    free, full = str(tmp_path), "/dev/null"
+    for folder in (free, full):
+        assert HOST.run(commands.audited(folder, "greeted", Command("greet", "echo hello"))) == "hello\n"
+    assert (tmp_path / "audit.log").read_text()[19:] == "Z greeted\n"
+
+
+def test_the_lock_of_environments_is_held_as_long_as_somebody_reads(tmp_path: Path) -> None:
+    def held(note: str) -> Generator[str, None, None]:
+        yield from HOST.stream(commands.hold(sys.executable, str(tmp_path), note))
+
+    with closing(held("ada")) as first:
+        assert next(first) == commands.HELD
+        with closing(held("bob")) as second:
+            assert next(second) == "ada"
+            first.close()
+            assert next(line for line in second if line != "ada") == commands.HELD
 
 
 def test_measure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,3 +120,9 @@ def test_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wheels.constraints(MARKS) == "apple==1.0\n"
     assert [package.name for package in wheels.all_of(MARKS)] == ["apple"]
     assert [package.name for package in wheels.all_of({**MARKS, "sys_platform": "win32"})] == ["apple", "pear-low"]
+
+
+def test_the_password_of_an_index_is_told_nobody(spec: HostSpec) -> None:
+    packages = spec.packages.model_copy(update={"wheels": None})
+    told = lacks(LocalHost("pi"), spec.model_copy(update={"packages": packages}))
+    assert "from https://index.example/ into" in told
