@@ -595,7 +595,7 @@ def test_ctrl_c_ends_what_is_under_way(host: Host, tmp_path: Path, monkeypatch: 
 
     def act(host: Host) -> None:
         try:
-            host.run(sh(f"touch {begun}; sleep 50"))
+            host.run(sh(f"touch {begun}; sleep 50"), bytes(10 * MB))  # more than anybody buffers
         finally:
             over.append(host.name)
 
