@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,27 @@ WhatIfs = Annotated[
         help="Spend at most so long on what would help; without a split, on what must give.",
     ),
 ]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit",
+        metavar="SECONDS",
+        min=0,
+        help="Search no longer than about so long, and say how much better another split could be. Without it, the "
+        "answer is the same on every machine.",
+        show_default=False,
+    ),
+]
+Gap = Annotated[
+    float,
+    typer.Option(
+        "--gap",
+        metavar="SHARE",
+        min=0,
+        max=1,
+        help="Be content with a split that is proven to be at most this share of Phi from the best: 0.01 for 1 %.",
+    ),
+]
 Precisions = Annotated[
     bool, typer.Option("--precisions", help="Also show what each precision would cost, and whether it fits.")
 ]
@@ -73,6 +95,8 @@ def run(
     html: Html = None,
     audit_privacy: AuditPrivacy = None,
     what_ifs: WhatIfs = 5.0,
+    time_limit: TimeLimit = None,
+    gap: Gap = 0.0,
     precisions: Precisions = False,
     as_json: Json = False,
 ) -> None:
@@ -94,7 +118,7 @@ def run(
         audit=_audit(space, audit_privacy) if audit_privacy is not None else None,
     )
     with shown_if_infeasible(space, fleet, as_json=as_json):
-        found = _solve(problem, _within(what_ifs))
+        found = _solve(problem, gap, _within(time_limit), _within(what_ifs))
     split = found.split.model_copy(update={"digests": space.digests(fleet)})
     path = space.save("split.json", split)
     solution = found.model_copy(update={"split": split})
@@ -113,12 +137,12 @@ def run(
     out.print(f"next: {space.command('deploy')}", soft_wrap=True)
 
 
-def _within(seconds: float) -> Callable[[], bool]:
-    end = time.monotonic() + seconds
+def _within(seconds: float | None) -> Callable[[], bool]:
+    end = math.inf if seconds is None else time.monotonic() + seconds
     return lambda: time.monotonic() < end
 
 
-def _solve(problem: Problem, go_on: Callable[[], bool]) -> Solution:
+def _solve(problem: Problem, gap: float, search_on: Callable[[], bool], go_on: Callable[[], bool]) -> Solution:
     """Raises InfeasibleError with everything that can be said of it."""
     from edgesplit.errors import InfeasibleError
     from edgesplit.revision.conflict import conflict
@@ -126,7 +150,7 @@ def _solve(problem: Problem, go_on: Callable[[], bool]) -> Solution:
     from edgesplit.revision.solver import solve
 
     try:
-        return solve(problem)
+        return solve(problem, gap=gap, go_on=search_on)
     except InfeasibleError as error:
         found = conflict(problem, go_on)
         if found is None:

@@ -67,11 +67,12 @@ class _Node:
 @dataclass(frozen=True)
 class Enough:
     """`known`: what does not cost less is not looked for. `gap`: share of the objective and its `constant` by which the
-    answer may be worse than the bound."""
+    answer may be worse than the bound. `go_on`: is there time for another node?"""
 
     known: float = math.inf
     gap: float = 0.0
     constant: float = 0.0
+    go_on: Callable[[], bool] = lambda: True
 
     def below(self, objective: float) -> float:
         """A bound from here on is as good as proven."""
@@ -95,16 +96,21 @@ class Search:
         while waiting:
             node = heapq.heappop(waiting)
             found.bound = min(node.bound, found.objective)
-            if self._settled(node.bound) or found.nodes >= nodes:
+            if self._settled(node.bound) or self._ended(nodes):
                 return found
             bounds: Bounds | None = node.bounds
             while bounds is not None:
+                if found.values is not None and self._ended(nodes):  # no child is below the node that was taken
+                    return found
                 bounds, other = self._visit(bounds)
                 if other is not None:
                     number += 1
                     heapq.heappush(waiting, _Node(other[0], number, other[1]))
         found.bound = found.objective if self.enough.gap == 0 else self.enough.below(found.objective)
         return found
+
+    def _ended(self, nodes: int) -> bool:
+        return self.found.nodes >= nodes or (self.found.nodes > 0 and not self.enough.go_on())
 
     def _settled(self, bound: float) -> bool:
         return bound >= self.enough.below(self.found.objective)

@@ -6,7 +6,7 @@ Must not know: how a split is judged, or explained.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -66,10 +66,11 @@ class _Solver(pulp.HiGHS):  # type: ignore[misc] # untyped here
 @dataclass(frozen=True)
 class Aim:
     """What is enough: `known`, a split that costs so much is there already, and only better ones are of interest;
-    `gap`, the share of Phi by which the answer may be worse than the best."""
+    `gap`, the share of Phi by which the answer may be worse than the best; `go_on`, is there time for more?"""
 
     known: float = math.inf
     gap: float = 0.0
+    go_on: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,13 @@ def _routed(problem: Problem, segments: list[Segment], aim: Aim) -> Optimum | No
     terms = Terms.of(problem, relayed=whole)
     if terms is None:
         return None
-    least = best_route(problem, terms, aim.known, aim.gap)
+    least = best_route(problem, terms, aim.known, aim.gap, aim.go_on)
     if not whole or not least.placement or _costs(problem, least.placement) <= least.cost * (1 + GAIN):
         found = least
     else:
         direct = Terms.of(problem, relayed=False)
         assert direct is not None  # noqa: S101 - it was not before
-        found = best_route(problem, direct, aim.known, aim.gap)
+        found = best_route(problem, direct, aim.known, aim.gap, aim.go_on)
     if not found.placement and math.isinf(found.cost):
         return None
     cost = found.cost if found.placement else math.inf
@@ -202,14 +203,16 @@ def _wide(problem: Problem, aim: Aim) -> Optimum | None:
     whole = math.inf if alone is None else evaluate(alone, problem).phi
     close = max(CLOSE, aim.gap)
     best: Optimum | None = None
-    for _ in range(TIMES):
+    for turn in range(TIMES):
+        if turn and not aim.go_on():
+            break
         enough = min(aim.known, math.inf if best is None else best.objective) * (1 - close)
         before = flow.bound
         if not flow.go_on(ROUNDS, enough):
             return None if alone is None else Optimum(alone.placement(), whole, whole)
         if flow.bound >= aim.known:
             return Optimum((), math.inf, min(flow.bound, whole))
-        found = _over_some(problem, flow.share)
+        found = _over_some(problem, flow.share, aim)
         best = min((one for one in (best, found) if one is not None), key=lambda one: one.objective, default=None)
         if flow.bound == before or (best is not None and flow.bound >= best.objective * (1 - close)):
             break
@@ -219,11 +222,11 @@ def _wide(problem: Problem, aim: Aim) -> Optimum | None:
     return replace(best, bound=min(bound, best.objective), complete=True)
 
 
-def _over_some(problem: Problem, share: Mapping[str, float]) -> Optimum | None:
+def _over_some(problem: Problem, share: Mapping[str, float], aim: Aim) -> Optimum | None:
     fastest = min(problem.hosts, key=lambda host: (problem.alone_seconds(host), host))
     order = sorted(problem.hosts, key=lambda host: (-share[host], problem.alone_seconds(host), host))
     for count in (FEW, WIDE - 2):
-        found = optimise(problem.among({*order[:count], problem.entry, fastest}))
+        found = optimise(problem.among({*order[:count], problem.entry, fastest}), aim=replace(aim, known=math.inf))
         if found is not None:
             return found
     return None
@@ -278,7 +281,7 @@ def _solve(
     program = Program(problem, segments, wires)
     model = _Solver(msg=False, mip=reference, **OPTIONS).model(program.lp)
     constant = program.lp.objective.constant
-    enough = Enough(aim.known / program.scale - constant, aim.gap, constant)
+    enough = Enough(aim.known / program.scale - constant, aim.gap, constant, aim.go_on)
     found = _highs(model) if reference else Search(model, program.shape(), enough).run(nodes)
     bound = (found.bound + constant) * program.scale
     if found.values is None:

@@ -9,7 +9,7 @@ Must not know: how the table came about.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,14 +84,14 @@ class Labels:
             for label in _undominated(promising):
                 self._go_on(label, waiting, width)
 
-    def search(self, labels: int) -> bool:
-        """Every route that may be cheaper; False if there are more labels than these."""
+    def search(self, labels: int, go_on: Callable[[], bool] = lambda: True) -> bool:
+        """Every route that may be cheaper; False if there are more labels than these, or no time for them."""
         waiting = self._begun()
         for unit in range(self.terms.units):
             open_ = [label for label in waiting[unit] if label.least < self.enough]
             waiting[unit] = _undominated(sorted(open_, key=lambda label: label.least))
             labels -= max(len(waiting[unit]), len(open_) // SKETCHY)
-            if labels < 0:
+            if labels < 0 or not go_on():
                 left = [label.least for later in waiting[unit:] for label in later]
                 self.bound = min([*left, self.enough])
                 return False

@@ -8,6 +8,7 @@ Must not know: segments, the integer program.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgesplit.revision.climb import Climb
@@ -35,8 +36,14 @@ class Found:
         return bool(self.placement) or math.isfinite(self.bound)
 
 
-def best_route(problem: Problem, terms: Terms, cost: float = math.inf, slack: float = 0.0) -> Found:
-    """Cheaper than `cost`; `slack`: the share of Phi that another one may be cheaper by."""
+def best_route(
+    problem: Problem,
+    terms: Terms,
+    cost: float = math.inf,
+    slack: float = 0.0,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Found:
+    """Cheaper than `cost`; `slack`: the share of Phi that another one may be cheaper by; `go_on`: is there time?"""
     climb = Climb(Walks(terms))
     possible = climb.rise(PLAIN, cost, learn=False)
     placement: tuple[str, ...] = ()
@@ -50,13 +57,13 @@ def best_route(problem: Problem, terms: Terms, cost: float = math.inf, slack: fl
         beam.beam(WIDTH)
         if beam.route:
             cost, placement = beam.cost, _placed(problem, climb.walks.terms, beam.route)
-        if bound >= cost * (1 - slack):
+        if bound >= cost * (1 - slack) or not go_on():
             break
         _leave_out(climb, cost * (1 - slack))
         if math.isinf(cost) or (bound < cost * (1 - CLOSE) and turn < TURNS - 1):
             continue
         labels = Labels(climb.walks, climb.table, cost, slack)
-        whole = labels.search(LABELS << turn)
+        whole = labels.search(LABELS << turn, go_on)
         if labels.route:
             cost, placement = labels.cost, _placed(problem, climb.walks.terms, labels.route)
         bound = max(bound, min(labels.bound, cost))

@@ -6,6 +6,7 @@ Must not know: what the answer is used for.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import Enum
 
 from edgesplit.errors import EdgesplitError
@@ -42,7 +43,14 @@ class Solution(Value):
     complete: bool
 
 
-def solve(problem: Problem, *, fixed_boundaries: Split | None = None, merge: bool = True, gap: float = 0.0) -> Solution:
+def solve(
+    problem: Problem,
+    *,
+    fixed_boundaries: Split | None = None,
+    merge: bool = True,
+    gap: float = 0.0,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Solution:
     """Raises InfeasibleError, from refusal.why_infeasible.
 
     merge            runs of identical layers are counted, not named (re-split, eq. 7 and 9): a second or two for a
@@ -51,11 +59,13 @@ def solve(problem: Problem, *, fixed_boundaries: Split | None = None, merge: boo
     fixed_boundaries every stage of that split goes to a host as a whole (redistribute, eq. 8); stages that meet on
                      one host are one stage of the answer
     gap              the share of Phi by which the answer may be worse than the best; less work
+    go_on            is there time for more? If not, the answer is the best split so far, with its gap. Without it, work
+                     is limited by numbers of nodes, tables and labels alone: equal problems, equal answers
     """
     optima: list[Optimum] = []
     for batch in problem.batches_that_matter:
         known = min((one.objective for one in optima), default=math.inf)
-        optimum = optimise(problem.batched(batch), fixed_boundaries, merge, Aim(known, gap))
+        optimum = optimise(problem.batched(batch), fixed_boundaries, merge, Aim(known, gap, go_on))
         optima += [optimum] if optimum is not None else []
     if not optima:
         raise why_infeasible(problem, fixed_boundaries)

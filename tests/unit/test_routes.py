@@ -138,3 +138,14 @@ def test_layers_of_many_kinds_are_proven() -> None:
     assert solution.status is Status.OPTIMAL
     simple = greedy(instance(Shape(24, 5, kinds=2), 1))
     assert simple is None or price(simple, instance(Shape(24, 5, kinds=2), 1)).phi >= solution.costs.phi
+
+
+@pytest.mark.parametrize("shape", [Shape(16, 40, need=0.1), Shape(16, 12), Shape(14, 6, kinds=3)], ids=str)
+def test_it_ends_when_told_to_and_says_how_far_it_is(shape: Shape) -> None:
+    problem = instance(shape, 3)
+    best, hasty, content = solve(problem), solve(problem, go_on=lambda: False), solve(problem, gap=0.1)
+    assert best.status is Status.OPTIMAL
+    for found in (hasty, content):
+        assert found.bound <= best.costs.phi * (1 + 1e-7)
+        assert found.costs.phi >= best.costs.phi * (1 - 1e-7)
+    assert content.costs.phi * (1 - 0.1) <= best.costs.phi
