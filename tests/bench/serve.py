@@ -87,20 +87,22 @@ def measure(model: Path, folder: Path) -> Iterator[Row]:
     whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     workload = Workload(prompt_tokens=LONG, new_tokens=TOKENS, max_context=1024, concurrency=STREAMS)
     with deployment(folder, model=model, workload=workload, prefill_chunk=CHUNK, pins=()) as ring:
-        ring.push(*equal_thirds(whole.config))
+        ring.push(*equal_shares(whole.config))
         yield from one_stream(ring, whole)
         yield from many_streams(ring)
         yield from long_prompt(ring, whole)
 
 
-def equal_thirds(config: PreTrainedConfig) -> tuple[str, ...]:
-    """desk, shelf, attic, desk: the head, which is as long as some layers, and as many layers as make it a third."""
-    width, layers = config.hidden_size, config.num_hidden_layers
+def equal_shares(config: PreTrainedConfig, hosts: tuple[str, ...] = ("desk", "shelf", "attic")) -> tuple[str, ...]:
+    """A placement on desk, the others in a row, desk: the head, which is as long as some layers, and as many layers as
+    make it an equal share."""
+    width, layers, entry, others = config.hidden_size, config.num_hidden_layers, hosts[0], hosts[1:]
     heads = config.num_key_value_heads * (width // config.num_attention_heads)
     layer = width * (2 * width + 2 * heads + 3 * config.intermediate_size)
-    own = max(0, round(layers / 3 - 2 / 3 * config.vocab_size * width / layer))
-    there = layers - own
-    return ("desk",) * (1 + own) + ("shelf",) * (there // 2) + ("attic",) * (there - there // 2) + ("desk",)
+    head = config.vocab_size * width / layer
+    own = max(0, round((layers - len(others) * head) / len(hosts)))
+    there = [others[number * len(others) // (layers - own)] for number in range(layers - own)]
+    return (*(entry,) * (1 + own), *there, entry)
 
 
 # --- one stream ---
@@ -178,12 +180,12 @@ def many_streams(ring: Deployment) -> Iterator[Row]:
     yield row(f"{STREAMS} streams, tokens per second", ours, "1/s", theirs, "one stream", 2.5)
 
 
-def together(ring: Deployment, prompts: list[list[int]]) -> float:
-    """Tokens per second while all of them answer."""
+def together(ring: Deployment, prompts: list[list[int]], count: int = 2 * TOKENS) -> float:
+    """Tokens per second while all of them answer with `count`."""
     times: list[list[float]] = [[] for _ in prompts]
 
     def client(number: int) -> None:
-        for _ in ring.stream(prompts[number], 2 * TOKENS):
+        for _ in ring.stream(prompts[number], count):
             times[number].append(time.perf_counter())
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(len(prompts))]

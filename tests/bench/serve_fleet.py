@@ -17,11 +17,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import free_port
 from deployments import Deployment
-from serve import SHAPES, Row, between, equal_thirds, first_token, ids, make, record, row, show, together, turn
+from serve import SHAPES, Row, between, equal_shares, first_token, ids, make, record, row, show, together, turn
 from transformers import AutoConfig
 
 from edgesplit.broadcast.cargo import Cargo
@@ -64,7 +65,7 @@ def main() -> int:
 
 
 def measure(model: Path, folder: Path) -> Iterator[Row]:
-    thirds = equal_thirds(AutoConfig.from_pretrained(model))
+    thirds = equal_shares(AutoConfig.from_pretrained(model))
     lab = Lab.up(Scenario.model_validate_json(json.dumps(LAB)))
     try:
         with served(lab, model, folder) as ring:
@@ -85,18 +86,23 @@ def measure(model: Path, folder: Path) -> Iterator[Row]:
 
 
 @contextlib.contextmanager
-def served(lab: Lab, model: Path, folder: Path, prefill_chunk: int = CHUNK) -> Iterator[Deployment]:
+def served(lab: Lab, model: Path, folder: Path, **changes: Any) -> Iterator[Deployment]:
+    """Hosts that hold nothing yet. `changes`: what the plan says otherwise."""
     inventory = load_inventory(lab.inventory)
     hosts = {
         name: spec.model_copy(update={"trusted": name == "desk", "cores": 1}) for name, spec in inventory.hosts.items()
     }
     inventory = inventory.model_copy(update={"hosts": hosts})
-    wish = ModelPlan(
-        name="serve", model=ModelSource(source=str(model)), entry="desk", pins=(), prefill_chunk=prefill_chunk,
-        api=Api(port=free_port()),
-        workload=Workload(prompt_tokens=LONG, new_tokens=TOKENS, max_context=1024, concurrency=STREAMS),
-    )  # fmt: skip
-    checkpoint = open_checkpoint(model, str(model), wish.dtype)
+    values: dict[str, Any] = {
+        "name": "serve",
+        "model": ModelSource(source=str(model)),
+        "entry": "desk",
+        "prefill_chunk": CHUNK,
+        "api": Api(port=free_port()),
+        "workload": Workload(prompt_tokens=LONG, new_tokens=TOKENS, max_context=1024, concurrency=STREAMS),
+    }
+    wish = ModelPlan(**{**values, **changes})
+    checkpoint = open_checkpoint(model, str(model), wish.dtype, quantization=wish.quantization)
     with connect(inventory) as doors:
         ring = Deployment(Cargo(wish, inventory, checkpoint, cut(checkpoint, folder / "hashes.json")), doors)
         try:
