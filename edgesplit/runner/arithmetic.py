@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
 PIECE = 1024  # rows of a matrix that are widened at once: a few MB, whatever the matrix
@@ -49,7 +51,9 @@ class Manner:
 
 def quicken(model: nn.Module) -> Manner:
     """Let its linear layers go the faster way: many rows of 16 bits in float32; and by oneDNN one token of each of
-    several sequences (decision 0038), and the pieces of a long prompt (decision 0043)."""
+    several sequences (decision 0038), and the pieces of a long prompt (decision 0043). And its attention from one
+    token (decision 0052)."""
+    AttentionInterface.register("sdpa", _attend)
     manner = Manner()
     for module in model.modules():
         if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):  # which stands in for another stage's
@@ -88,6 +92,15 @@ def _gains_by_onednn(weight: torch.Tensor) -> bool:
 def _onednn(dtype: torch.dtype, device: str) -> bool:
     here = device == "cpu" and platform.machine() in X86 and torch.backends.mkldnn.is_available()
     return here and dtype is torch.float32
+
+
+def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **more: Any) -> Any:
+    """transformers' own, with a mask that hides nothing where one token looks back in 16 bits: so heads that share keys
+    become the rows of one product, for which torch is 7 to 13 times as fast as for a product of each."""
+    narrow = key.device.type == "cpu" and key.dtype in (torch.bfloat16, torch.float16)
+    if attention_mask is None and narrow and query.shape[2] == 1:
+        attention_mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
 
 
 def widened(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rings  # noqa: F401 - one thread
@@ -94,3 +95,25 @@ def test_units_are_asked_for_and_left_as_they_were(monkeypatch: pytest.MonkeyPat
     with in_bfloat16():
         assert flags.fp32_precision == "bf16"
     assert flags.fp32_precision == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_heads_that_share_keys_are_rows_of_one_product_in_16_bits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str
+) -> None:
+    """Within rounding of what transformers asks torch for otherwise; in float32 it is asked as ever."""
+    stage = Stage.load(make_checkpoint(tmp_path, "llama", layers=2), 0, 3, dtype)
+    seen: list[tuple[int, bool]] = []
+    torchs = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query: torch.Tensor, *given: torch.Tensor, **more: Any) -> torch.Tensor:
+        seen.append((query.shape[1], more.get("enable_gqa", False)))
+        return torchs(query, *given, **more)
+
+    sequence = stage.sequence()
+    stage.forward(sequence, torch.tensor([[5, 7, 9]]))
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    found = stage.forward(sequence, torch.tensor([[11]]))
+    assert seen == [(2, False) if dtype == "bfloat16" else (4, True)] * 2
+    whole = stage.forward(stage.sequence(), torch.tensor([[5, 7, 9, 11]]))
+    torch.testing.assert_close(found, whole, rtol=0.05, atol=0.05)
