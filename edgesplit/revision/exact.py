@@ -36,7 +36,7 @@ OPTIONS = {
     "dual_feasibility_tolerance": TOLERANCE,
 }
 SMALL = 24  # hosts from which on the best route is found by walks, if so few of them are needed:
-FEWEST, SPARE = 10, 3  # at most so many, and a third of them
+FEWEST, SPARE = 6, 3  # by the largest rooms at most so many, and a third of them; routes are about twice as long
 TABLE = 50_000_000  # hosts x hosts x units up to which walks are a matter of a minute
 SEVERAL = 8  # segments up to which layers count as alike: ends, pinned ones, and one or two runs
 PROOF = 300  # nodes that may prove the best route to be the best split
