@@ -85,6 +85,7 @@ class HostProfile(Value):
     times: StageTimes
     threads: int = 1
     period: Nonnegative = 0.0  # seconds; 0: no quota
+    ahead: Nonnegative | None = None  # seconds by which forwards were ahead of the quota; None: none was that long
     bandwidth: Nonnegative = 0.0  # bytes per second read from memory at best; 0: not measured
     flops: Nonnegative = 0.0  # per second at best, in a product of matrices; 0: not measured
     disk_write: Nonnegative = 0.0  # bytes per second; 0: not measured
@@ -97,8 +98,9 @@ class HostProfile(Value):
     @property
     def grace(self) -> float:
         """Seconds by which a forward after a pause is ahead of what its share would let it do. It runs at full speed
-        until its quota is used up, a share of the period; from then on it gets that much in each."""
-        return self.period * (1 - self.share)
+        until its quota is used up, a share of the period; from then on it gets that much in each. The kernel notices
+        late, so what was measured goes first."""
+        return self.period * (1 - self.share) if self.ahead is None else self.ahead
 
 
 class LinkProfile(Value):

@@ -74,6 +74,7 @@ def parse_measure(text: str) -> HostProfile:
             times=StageTimes(**answer["times"]),
             threads=answer["threads"],
             period=answer["period"],
+            ahead=answer.get("ahead"),
             bandwidth=answer["limits"]["bandwidth"],
             flops=answer["limits"]["flops"],
             disk_write=answer["disk_write"],

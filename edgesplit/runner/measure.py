@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import json
+import math
 import pkgutil
 import platform
 import statistics
@@ -78,6 +79,7 @@ def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
         "runtime_bytes": runtime,
         "threads": threads,
         "limits": arithmetic(arguments["dtype"], device, clock.seconds),
+        "ahead": clock.ahead,
     }
     return {**answer, **memory_of(device)}
 
@@ -282,9 +284,11 @@ class _Clock:
     """Times what is done here as it would take without the quota. `passed`: seconds, without waiting for turns."""
 
     def __init__(self, device: str, threads: int, turns: Turns) -> None:
-        available, self._period = quota()
-        self._device, self._share = device, min(1.0, available / threads) if self._period else 1.0
-        self._turns, self.passed = turns, 0.0
+        available, period = quota()
+        self._device, self._threads, self._turns, self.passed = device, threads, turns, 0.0
+        self._share = min(1.0, available / threads) if period else 1.0
+        self._quota = self._share * period if self._share < 1 else math.inf  # seconds that each thread has in a period
+        self._ahead: list[float] = []
 
     def seconds(self, act: Run) -> float:
         """Of one run of it. A pause follows, as in a ring, so that caches are as cold as there; where there is a quota,
@@ -295,16 +299,24 @@ class _Clock:
             used, start = time.process_time(), time.perf_counter()
             act()
             finish(self._device)
-            took, used = time.perf_counter() - start, time.process_time() - used
+            took, used = time.perf_counter() - start, (time.process_time() - used) / self._threads
         pause = max(min(took, PAUSE), used / self._share - took)
         time.sleep(pause)
         self.passed += took + pause
-        return _full_speed(took, self._share, self._period)
+        if used > self._quota:
+            self._ahead.append(used / self._share - took)
+        return full_speed(took, used, self._share)
+
+    @property
+    def ahead(self) -> float | None:
+        """Seconds by which runs that used up the quota were ahead of what it gives in the long run. The kernel notices
+        that it is used up at its ticks only, so it is more than a period's."""
+        return max(0.0, statistics.median(self._ahead)) if self._ahead else None
 
 
-def _full_speed(took: float, share: float, period: float) -> float:
-    """Seconds it would have taken without the quota; the inverse of what fleet.HostProfile says of its `grace`."""
-    return min(took, share * (took + period * (1 - share)))
+def full_speed(took: float, used: float, share: float) -> float:
+    """Seconds it would have taken without the quota: those in which it computed."""
+    return min(took, used) if share < 1 else took
 
 
 def _times(taken: dict[str, list[float]], many: int, arguments: dict[str, Any]) -> dict[str, Any]:

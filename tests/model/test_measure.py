@@ -12,6 +12,7 @@ from transformers import BloomConfig, PreTrainedConfig
 
 from edgesplit.runner import limits, measure
 from edgesplit.runner.stage import Stage
+from edgesplit.runner.turns import Turns
 
 PADDED = config("gpt2", 2)
 PADDED.pad_token_id = 1
@@ -76,16 +77,24 @@ def test_missing_packages_are_named_instead_of_times(monkeypatch: pytest.MonkeyP
 
 def test_limits_are_timed_as_the_layers_that_they_are_shown_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what a quota took taken out: else a host of a fifth of a core computes more than it can at best."""
-    monkeypatch.setattr(measure, "_full_speed", lambda *_: 1.0)
+    monkeypatch.setattr(measure, "full_speed", lambda *_: 1.0)
     answer = measured(config("llama"), monkeypatch)
     assert answer["limits"] == {"bandwidth": limits.STREAM, "flops": 2 * limits.SIDE["cpu"] ** 3}
 
 
-def test_what_a_quota_took_is_taken_out_again() -> None:
-    """Half a core, in periods of 20 ms: 10 ms run at full speed, 40 ms take 70."""
-    assert measure._full_speed(0.010, 0.5, 0.02) == 0.010
-    assert measure._full_speed(0.070, 0.5, 0.02) == pytest.approx(0.040)
-    assert measure._full_speed(0.070, 1.0, 0.0) == 0.070
+def test_what_a_quota_took_is_taken_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a core, in periods of 20 ms: of 40 ms at full speed, 30 were waited for."""
+    assert measure.full_speed(0.070, 0.040, 0.5) == 0.040
+    assert measure.full_speed(0.070, 0.040, 1.0) == 0.070
+    monkeypatch.setattr(measure, "quota", lambda: (0.5, 0.02))
+    monkeypatch.setattr(measure.time, "sleep", lambda _: None)
+    wall, own = iter((0.0, 0.070, 1.0, 1.005)), iter((0.0, 0.040, 0.040, 0.045))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(measure.time, "process_time", lambda: next(own))
+    clock = measure._Clock("cpu", 1, Turns("none"))
+    assert clock.seconds(lambda: None) == pytest.approx(0.040)
+    assert clock.seconds(lambda: None) == pytest.approx(0.005)  # within the quota
+    assert clock.ahead == pytest.approx(0.010)  # of 80 ms in the long run
 
 
 def test_measuring_takes_no_more_than_the_host_can_spare() -> None:
