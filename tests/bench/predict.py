@@ -52,7 +52,7 @@ from edgesplit.split import Split, split_from_placement
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "bench" / "predict.json"
-ROUNDS = 4  # turns of every split
+ROUNDS = 4  # turns of every split, unless told otherwise
 REPEATS = 3  # requests of each client in a turn; the first warms up, the medians of the others count
 CHUNK = 64
 LOOPBACK = "127.0.0.1"
@@ -240,17 +240,17 @@ def middle(times: Sequence[Times]) -> Times:
 # --- the run ---
 
 
-def run(bench: Bench, cargo: Cargo, work: str) -> list[Row]:
+def run(bench: Bench, cargo: Cargo, work: str, rounds: int) -> list[Row]:
     fleet = bench.fleet()
     splits = {name: split_from_placement(placement(stages)) for name, stages in SPLITS.items()}
     turns: dict[str, list[Times]] = {name: [] for name in SPLITS}
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for name in list(splits) if number % 2 else reversed(splits):  # there and back: a drift hits all alike
             running = bench.deploy(cargo, splits[name])
             turns[name].append(middle(serve(bench, WORKLOADS[work])))
             parts[name].append(bench.parts(cargo, running, fleet, work))
-        say.print(f"  {work}, round {number + 1} of {ROUNDS}", style="dim")
+        say.print(f"  {work}, round {number + 1} of {rounds}", style="dim")
     kept = fleet.model_dump(mode="json")
     return [
         Row(name, work, *predicted(bench, split, fleet, work), tuple(turns[name]), tuple(parts[name]), kept)
@@ -355,7 +355,7 @@ def known() -> list[Row]:
     return [recorded(row) for row in json.loads(OUTPUT.read_text())["rows"]] if OUTPUT.exists() else []
 
 
-def measured(folder: Path, works: Sequence[str]) -> Iterator[Row]:
+def measured(folder: Path, works: Sequence[str], rounds: int) -> Iterator[Row]:
     model = make_model(folder / "model")
     checkpoint = open_checkpoint(model, str(model), "float32")
     lab = Lab.up(Scenario.model_validate_json(json.dumps(LAB)))
@@ -365,7 +365,7 @@ def measured(folder: Path, works: Sequence[str]) -> Iterator[Row]:
             bench = Bench(inventory, hosts, checkpoint, model, folder)
             for work in works:
                 try:
-                    yield from run(bench, bench.cargo(), work)
+                    yield from run(bench, bench.cargo(), work, rounds)
                 finally:
                     take_down("predict", inventory, hosts, signature("bench"))
     finally:
@@ -375,13 +375,14 @@ def measured(folder: Path, works: Sequence[str]) -> Iterator[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workload", choices=list(WORKLOADS), action="append")
+    parser.add_argument("--rounds", type=int, choices=list(STUDENT), default=ROUNDS)
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     works = options.workload or list(WORKLOADS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the lab comes down then too
     rows = [row for row in known() if options.again or row.workload not in works]
     with tempfile.TemporaryDirectory() as place:
-        rows = [*again(Path(place), rows)] if options.again else [*rows, *measured(Path(place), works)]
+        rows = [*again(Path(place), rows)] if options.again else [*rows, *measured(Path(place), works, options.rounds)]
     rows.sort(key=lambda row: list(WORKLOADS).index(row.workload))
     result = show(rows)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
