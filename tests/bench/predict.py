@@ -1,8 +1,8 @@
 """`make bench-predict`: how far are predicted times from measured ones? Prints tables, writes build/bench/predict.json.
 
-A lab of four hosts with quotas and shaped links runs a model of random weights in forced splits. For each workload the
-hosts are profiled and every split is priced; then all splits serve it in turns, several rounds of them, and what a
-client sees is compared with what the cost model said before. `--workload NAME` measures one workload and keeps what is
+A lab of four hosts with quotas and shaped links runs a model of random weights in forced splits. The hosts are profiled
+and every split is priced for every workload; then all splits serve in turns, several rounds of them, and what a client
+sees is compared with what the cost model said before. `--workload NAME` measures one workload and keeps what is
 known of the others; `--again` measures nothing, and predicts anew from the profiles that were kept. Needs root.
 """
 
@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -53,7 +54,7 @@ from edgesplit.split import Split, split_from_placement
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "bench" / "predict.json"
 ROUNDS = 4  # turns of every split, unless told otherwise
-REPEATS = 3  # requests of each client in a turn; the first warms up, the medians of the others count
+REPEATS = 2  # requests of each client in a turn; the first warms up, the medians of the others count
 CHUNK = 64
 LOOPBACK = "127.0.0.1"
 LAYERS = 12
@@ -240,20 +241,23 @@ def middle(times: Sequence[Times]) -> Times:
 # --- the run ---
 
 
-def run(bench: Bench, cargo: Cargo, work: str, rounds: int) -> list[Row]:
+def run(bench: Bench, cargo: Cargo, works: Sequence[str], rounds: int) -> list[Row]:
+    """Each split is deployed once in a round, and serves all workloads then."""
     fleet = bench.fleet()
     splits = {name: split_from_placement(placement(stages)) for name, stages in SPLITS.items()}
-    turns: dict[str, list[Times]] = {name: [] for name in SPLITS}
-    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+    turns: dict[tuple[str, str], list[Times]] = defaultdict(list)
+    parts: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for number in range(rounds):
         for name in list(splits) if number % 2 else reversed(splits):  # there and back: a drift hits all alike
             running = bench.deploy(cargo, splits[name])
-            turns[name].append(middle(serve(bench, WORKLOADS[work])))
-            parts[name].append(bench.parts(cargo, running, fleet, work))
-        say.print(f"  {work}, round {number + 1} of {rounds}", style="dim")
+            for work in works:
+                turns[work, name].append(middle(serve(bench, WORKLOADS[work])))
+                parts[work, name].append(bench.parts(cargo, running, fleet, work))
+        say.print(f"  round {number + 1} of {rounds}", style="dim")
     kept = fleet.model_dump(mode="json")
     return [
-        Row(name, work, *predicted(bench, split, fleet, work), tuple(turns[name]), tuple(parts[name]), kept)
+        Row(name, work, *predicted(bench, split, fleet, work), tuple(turns[work, name]), tuple(parts[work, name]), kept)
+        for work in works
         for name, split in splits.items()
     ]
 
@@ -363,11 +367,10 @@ def measured(folder: Path, works: Sequence[str], rounds: int) -> Iterator[Row]:
         inventory = load_inventory(lab.inventory)
         with connect(inventory) as hosts:
             bench = Bench(inventory, hosts, checkpoint, model, folder)
-            for work in works:
-                try:
-                    yield from run(bench, bench.cargo(), work, rounds)
-                finally:
-                    take_down("predict", inventory, hosts, signature("bench"))
+            try:
+                yield from run(bench, bench.cargo(), works, rounds)
+            finally:
+                take_down("predict", inventory, hosts, signature("bench"))
     finally:
         lab.down()
 
