@@ -29,6 +29,7 @@ ROUNDS = 25  # rounds of forwards timed at most
 BUDGET = 5.0  # seconds after which no further round begins, so that a slow host is not held up
 PAUSE = 0.01  # seconds after a forward, where it took that long
 SMALL, SMALL_COUNT = 2**26, 8  # bytes of a layer, of which so many are quickly run
+QUARTERS = 4
 SPARE = 0.7  # share of the free memory that measuring may take
 
 
@@ -73,8 +74,11 @@ def _compute(arguments: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(threads)
         runs, many, runtime = _prepared(arguments, device)
     clock = _Clock(device, threads, turns)
+    taken = _interleaved(runs, clock)
     answer = {
-        "times": _times(_interleaved(runs, clock), many, arguments),
+        "times": _times(
+            {name: [clock.held_up * each for each in times] for name, times in taken.items()}, many, arguments
+        ),
         "device": device_name(device),
         "runtime_bytes": runtime,
         "threads": threads,
@@ -281,7 +285,11 @@ def _interleaved(runs: dict[str, Run], clock: _Clock) -> dict[str, list[float]]:
 
 
 class _Clock:
-    """Times what is done here as it would take without the quota. `passed`: seconds, without waiting for turns."""
+    """Times what is done here as it would take without the quota. `passed`: seconds, without waiting for turns.
+
+    A CPU is timed by what the process computes, so that what disturbs it for a moment is not in it; what holds it up
+    all the while is a factor.
+    """
 
     def __init__(self, device: str, threads: int, turns: Turns) -> None:
         available, period = quota()
@@ -289,6 +297,7 @@ class _Clock:
         self._share = min(1.0, available / threads) if period else 1.0
         self._quota = self._share * period if self._share < 1 else math.inf  # seconds that each thread has in a period
         self._ahead: list[float] = []
+        self._ratios: list[float] = []
 
     def seconds(self, act: Run) -> float:
         """Of one run of it. A pause follows, as in a ring, so that caches are as cold as there; where there is a quota,
@@ -305,18 +314,24 @@ class _Clock:
         self.passed += took + pause
         if used > self._quota:
             self._ahead.append(used / self._share - took)
-        return full_speed(took, used, self._share)
+        if self._device != "cpu" or not used:
+            return took
+        self._ratios.append(took / used)
+        return min(took, used)
+
+    @property
+    def held_up(self) -> float:
+        """How much longer forwards take because of others on this host, all the while: of three in four at least. A
+        quota of less than a core hides it."""
+        if self._share < 1 or len(self._ratios) < QUARTERS:
+            return 1.0
+        return max(1.0, statistics.quantiles(self._ratios, n=QUARTERS)[0])
 
     @property
     def ahead(self) -> float | None:
         """Seconds by which runs that used up the quota were ahead of what it gives in the long run. The kernel notices
         that it is used up at its ticks only, so it is more than a period's."""
         return max(0.0, statistics.median(self._ahead)) if self._ahead else None
-
-
-def full_speed(took: float, used: float, share: float) -> float:
-    """Seconds it would have taken without the quota: those in which it computed."""
-    return min(took, used) if share < 1 else took
 
 
 def _times(taken: dict[str, list[float]], many: int, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -124,6 +124,7 @@ class Stage:
         return cls(model.eval(), wire)
 
     @classmethod
+    @sparing()
     def random(
         cls,
         config: PreTrainedConfig,
@@ -134,7 +135,7 @@ class Stage:
         *,
         quantization: Scheme | None = None,
     ) -> Stage:
-        """The same stage with made-up weights, for measuring."""
+        """The same stage with made-up weights, for measuring; memory is given out as behind a `load`."""
         wire, quantised = Wire(), Quantised({}, DTYPES[dtype])
 
         def prepare(model: PreTrainedModel) -> None:

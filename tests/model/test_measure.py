@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from models import config
 from transformers import BloomConfig, PreTrainedConfig
 
-from edgesplit.runner import limits, measure
+from edgesplit.runner import measure
 from edgesplit.runner.stage import Stage
 from edgesplit.runner.turns import Turns
 
@@ -75,26 +76,31 @@ def test_missing_packages_are_named_instead_of_times(monkeypatch: pytest.MonkeyP
     assert (answer["missing"], answer["times"]) == (["a-package-nobody-has"], None)
 
 
-def test_limits_are_timed_as_the_layers_that_they_are_shown_beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what a quota took taken out: else a host of a fifth of a core computes more than it can at best."""
-    monkeypatch.setattr(measure, "full_speed", lambda *_: 1.0)
-    answer = measured(config("llama"), monkeypatch)
-    assert answer["limits"] == {"bandwidth": limits.STREAM, "flops": 2 * limits.SIDE["cpu"] ** 3}
+def clock_of(monkeypatch: pytest.MonkeyPatch, cores: float, *runs: tuple[float, float]) -> Any:
+    """One whose runs take so long, and so much of the processor."""
+    monkeypatch.setattr(measure, "quota", lambda: (cores, 0.02))
+    wall = iter([at for number, (took, _) in enumerate(runs) for at in (number, number + took)])
+    own = iter([at for number, (_, used) in enumerate(runs) for at in (number, number + used)])
+    monkeypatch.setattr(measure, "time", SimpleNamespace(
+        sleep=lambda _: None, perf_counter=lambda: next(wall), process_time=lambda: next(own)))  # fmt: skip
+    return measure._Clock("cpu", 1, Turns("none"))
 
 
-def test_what_a_quota_took_is_taken_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a core, in periods of 20 ms: of 40 ms at full speed, 30 were waited for."""
-    assert measure.full_speed(0.070, 0.040, 0.5) == 0.040
-    assert measure.full_speed(0.070, 0.040, 1.0) == 0.070
-    monkeypatch.setattr(measure, "quota", lambda: (0.5, 0.02))
-    monkeypatch.setattr(measure.time, "sleep", lambda _: None)
-    wall, own = iter((0.0, 0.070, 1.0, 1.005)), iter((0.0, 0.040, 0.040, 0.045))
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(wall))
-    monkeypatch.setattr(measure.time, "process_time", lambda: next(own))
-    clock = measure._Clock("cpu", 1, Turns("none"))
-    assert clock.seconds(lambda: None) == pytest.approx(0.040)
-    assert clock.seconds(lambda: None) == pytest.approx(0.005)  # within the quota
-    assert clock.ahead == pytest.approx(0.010)  # of 80 ms in the long run
+def test_what_a_quota_took_is_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a core, in periods of 20 ms: of 70 ms, 30 were waited for; in the long run it would have been 80."""
+    clock = clock_of(monkeypatch, 0.5, (0.070, 0.040), (0.005, 0.005))
+    assert [clock.seconds(lambda: None) for _ in range(2)] == pytest.approx([0.040, 0.005])
+    assert clock.ahead == pytest.approx(0.010)
+    assert clock.held_up == 1
+
+
+def test_what_holds_it_up_now_and_then_is_not_in_it_and_what_always_does_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = clock_of(monkeypatch, 1.0, *[(0.01, 0.01)] * 6, *[(0.05, 0.01)] * 4)
+    assert [clock.seconds(lambda: None) for _ in range(10)] == pytest.approx([0.01] * 10)
+    assert clock.held_up == pytest.approx(1.0)
+    clock = clock_of(monkeypatch, 1.0, *[(0.02, 0.01)] * 8)
+    assert [clock.seconds(lambda: None) for _ in range(8)] == pytest.approx([0.01] * 8)
+    assert clock.held_up == pytest.approx(2.0)
 
 
 def test_measuring_takes_no_more_than_the_host_can_spare() -> None:
