@@ -56,7 +56,6 @@ OUTPUT = ROOT / "build" / "bench" / "predict.json"
 ROUNDS = 4  # turns of every split, unless told otherwise
 REPEATS = 2  # requests of each client in a turn; the first warms up, the medians of the others count
 CHUNK = 64
-LOOPBACK = "127.0.0.1"
 LAYERS = 12
 LAB: dict[str, Any] = {
     "name": "predict",
@@ -272,7 +271,7 @@ def again(folder: Path, rows: Sequence[Row]) -> Iterator[Row]:
     """The same measurements beside what the model says now."""
     model = make_model(folder / "model")
     trusted = {name: host.get("inventory", {}).get("trusted", False) for name, host in LAB["hosts"].items()}
-    hosts = {name: {"data": {"address": LOOPBACK}, "trusted": one} for name, one in trusted.items()}
+    hosts = {name: {"ssh": name, "data": {"address": name}, "trusted": one} for name, one in trusted.items()}
     inventory = Inventory.model_validate({"hosts": hosts})
     bench = Bench(inventory, {}, open_checkpoint(model, str(model), "float32"), model, folder)
     for row in rows:
