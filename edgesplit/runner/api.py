@@ -275,6 +275,9 @@ async def _body(http: HttpRequest, *, images: bool = False) -> dict[str, Any]:
             raise BadRequest(f"a body of more than {limit} bytes", None)
     try:
         body = json.loads(data)
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadRequest("half a surrogate pair is no text", None) from None
     except (ValueError, RecursionError):
         raise BadRequest("the body is not JSON", None) from None
     if not isinstance(body, dict):

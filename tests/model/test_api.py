@@ -315,7 +315,13 @@ def test_without_a_template_there_is_no_chat(client: Client, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"{", "not JSON"), (b"\xff", "not JSON"), (b"[1]", "not a JSON object"), (b"[" * 100_000, "not JSON")],
+    [
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[1]", "not a JSON object"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"prompt": "\\udcff"}', "surrogate"),
+    ],
 )
 def test_a_body_must_be_a_json_object(client: Client, data: bytes, words: str) -> None:
     status, answer = client.json("/v1/completions", data)
