@@ -182,11 +182,16 @@ def _routed(problem: Problem, segments: list[Segment], aim: Aim) -> Optimum | No
 
 def _one_run(problem: Problem, segments: list[Segment]) -> bool:
     """Can a host's second stretch always join its first, or the other way round (see relays.py)? Layers are alike, but
-    for one at the beginning or the end that may be on other hosts."""
-    if not bounds_every_split(problem):
+    for one beside them that may be on other hosts: to that one it joins. All else is on the entry."""
+    free = [number for number, segment in enumerate(segments) if set(segment.limits) != {problem.entry}]
+    if len(free) < 2:
+        return bounds_every_split(problem)
+    before, after = segments[free[0]], segments[free[-1]]
+    if len(free) > 2 or free[1] != free[0] + 1:
         return False
-    free = [segment for segment in segments if len(segment.limits) > 1]
-    return len(free) < 2 or (len(free) == 2 and any(segment.count == 1 for segment in free))
+    private = problem.objective.privacy > 0  # to join must not expose layers that lie less deep
+    joins = before.count == 1 and (not private or problem.trusted.issuperset(before.limits))
+    return (joins or (after.count == 1 and not private)) and bounds_every_split(problem)
 
 
 def _costs(problem: Problem, placement: Sequence[str]) -> float:
