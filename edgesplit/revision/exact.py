@@ -121,7 +121,7 @@ def _of_unlike_layers(problem: Problem, segments: list[Segment], aim: Aim, *, ro
     if not too_many(segments):
         counted = _counted(problem, segments, aim, NODES if routed is None else PROOF)
         return counted if routed is None else _better(routed, counted)
-    if routed is not None and routed.proven(aim):
+    if routed is not None and (routed.placement or routed.proven(aim)):
         return routed
     rough, least = _roughly(problem), _solve(problem, segments, nodes=ROUGH)
     if rough is not None and least is not None:
