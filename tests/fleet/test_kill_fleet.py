@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import SshdFarm
 from deployments import Deployment, Quiet, deployment, unsplit
+from profiles import NAMES
 
 from edgesplit.broadcast.note import Errand
 from edgesplit.broadcast.push import push
@@ -19,6 +22,7 @@ from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.teardown import break_locks
 from edgesplit.broadcast.transition import Phase, Step
 from edgesplit.errors import MovedError
+from edgesplit.hosts.fanout import connect
 from edgesplit.split import split_from_placement
 
 pytestmark = pytest.mark.fleet
@@ -57,11 +61,12 @@ def change(ring: Deployment, placement: tuple[str, ...], progress: Quiet) -> Non
 
 
 def killed(ring: Deployment, placement: tuple[str, ...], number: int) -> None:
-    """The change in a process of its own, which dies at that step."""
+    """The change in a process of its own, with connections of its own, which dies at that step."""
     child = os.fork()
     if child == 0:
         try:
-            change(ring, placement, Deadly(number))
+            with connect(ring.cargo.inventory) as doors:
+                change(replace(ring, hosts=doors), placement, Deadly(number))
         finally:
             os._exit(1)
     _, how = os.waitpid(child, 0)
@@ -87,8 +92,9 @@ def left_over(ring: Deployment) -> list[str]:
     return found
 
 
-def test_a_controller_that_dies_at_any_step(tmp_path: Path) -> None:
-    with deployment(tmp_path) as ring:
+@pytest.mark.ssh
+def test_a_controller_that_dies_at_any_step(tmp_path: Path, sshd: SshdFarm) -> None:
+    with deployment(tmp_path, targets={name: sshd().target() for name in NAMES}) as ring:
         expected, _ = unsplit(Path(ring.plan.model.source), PROMPT, COUNT)
         ring.push(*ONE)
         counting = Counting()
