@@ -1,4 +1,4 @@
-"""A checkpoint of `serve.py` as a GGUF file, which llama.cpp reads: BF16, or Q8_0 by the reference's rounding.
+"""A checkpoint of `serve.py` as a GGUF file, which llama.cpp reads: in BF16 or Q8_0.
 
 Its tokens get names of plain letters, so that each is text at once: llama.cpp holds back what is not yet whole UTF-8.
 Must not know: who serves it.
