@@ -287,14 +287,15 @@ def _interleaved(runs: dict[str, Run], clock: _Clock) -> dict[str, list[float]]:
 class _Clock:
     """Times what is done here as it would take without the quota. `passed`: seconds, without waiting for turns.
 
-    A CPU is timed by what the process computes, so that what disturbs it for a moment is not in it; what holds it up
-    all the while is a factor.
+    One thread is timed by what it computes, so what disturbs it for a moment is not in it; what holds it up all the
+    while is a factor. Several threads wait for each other, and an accelerator is waited for: those go by the clock.
     """
 
     def __init__(self, device: str, threads: int, turns: Turns) -> None:
         available, period = quota()
         self._device, self._threads, self._turns, self.passed = device, threads, turns, 0.0
-        self._share = min(1.0, available / threads) if period else 1.0
+        self._share, self._period = (min(1.0, available / threads) if period else 1.0), period
+        self._computes = device == "cpu" and threads == 1
         self._quota = self._share * period if self._share < 1 else math.inf  # seconds that each thread has in a period
         self._ahead: list[float] = []
         self._ratios: list[float] = []
@@ -312,10 +313,10 @@ class _Clock:
         pause = max(min(took, PAUSE), used / self._share - took)
         time.sleep(pause)
         self.passed += took + pause
+        if not (self._computes and used):
+            return min(took, self._share * (took + self._period * (1 - self._share)))  # the inverse of fleet's `grace`
         if used > self._quota:
             self._ahead.append(used / self._share - took)
-        if self._device != "cpu" or not used:
-            return took
         self._ratios.append(took / used)
         return min(took, used)
 

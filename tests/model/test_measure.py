@@ -76,14 +76,14 @@ def test_missing_packages_are_named_instead_of_times(monkeypatch: pytest.MonkeyP
     assert (answer["missing"], answer["times"]) == (["a-package-nobody-has"], None)
 
 
-def clock_of(monkeypatch: pytest.MonkeyPatch, cores: float, *runs: tuple[float, float]) -> Any:
+def clock_of(monkeypatch: pytest.MonkeyPatch, cores: float, *runs: tuple[float, float], threads: int = 1) -> Any:
     """One whose runs take so long, and so much of the processor."""
     monkeypatch.setattr(measure, "quota", lambda: (cores, 0.02))
     wall = iter([at for number, (took, _) in enumerate(runs) for at in (number, number + took)])
     own = iter([at for number, (_, used) in enumerate(runs) for at in (number, number + used)])
     monkeypatch.setattr(measure, "time", SimpleNamespace(
         sleep=lambda _: None, perf_counter=lambda: next(wall), process_time=lambda: next(own)))  # fmt: skip
-    return measure._Clock("cpu", 1, Turns("none"))
+    return measure._Clock("cpu", threads, Turns("none"))
 
 
 def test_what_a_quota_took_is_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +92,15 @@ def test_what_a_quota_took_is_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert [clock.seconds(lambda: None) for _ in range(2)] == pytest.approx([0.040, 0.005])
     assert clock.ahead == pytest.approx(0.010)
     assert clock.held_up == 1
+
+
+def test_threads_that_wait_for_each_other_are_timed_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads, of which one has little to do; and two that share a core."""
+    clock = clock_of(monkeypatch, 2.0, *[(0.010, 0.012)] * 8, threads=2)
+    assert [clock.seconds(lambda: None) for _ in range(8)] == pytest.approx([0.010] * 8)
+    assert (clock.held_up, clock.ahead) == (1, None)
+    clock = clock_of(monkeypatch, 1.0, (0.070, 0.060), threads=2)
+    assert clock.seconds(lambda: None) == pytest.approx(0.040)
 
 
 def test_what_holds_it_up_now_and_then_is_not_in_it_and_what_always_does_is(monkeypatch: pytest.MonkeyPatch) -> None:
