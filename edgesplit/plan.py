@@ -104,6 +104,7 @@ class WatchPolicy(Value):
     standby: Fraction = 0.5  # of a host's free disk, for weights that likely next moves need; 0: none are sent ahead
     rotate: Time = 86400.0  # age of the ring's keys at which it gets others; 0: only with every move
     horizon: Annotated[Time, Field(gt=0)] = 600.0  # for which a gain is counted on, against what moving costs
+    widen: Annotated[int, Field(ge=1, le=64)] = 8  # times `concurrency` that are served where more ask; 1: never more
 
     @model_validator(mode="after")
     def _heard(self) -> WatchPolicy:

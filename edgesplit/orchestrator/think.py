@@ -52,7 +52,6 @@ from edgesplit.revision.solver import Solution, solve
 from edgesplit.split import Split
 
 GAP = 0.02  # share of Phi: to prove that nothing is better by less takes most of the time on a hundred hosts
-MOST = 8  # times as many sequences at a time as the plan says, where so many come
 ASIDE = 120.0  # seconds a host is not used after its runner died there: time enough to see whether it dies again
 
 
@@ -162,13 +161,13 @@ class Thinker:
 
     @property
     def _most(self) -> int:
-        return MOST * self.plan.workload.concurrency
+        return self.plan.watch.widen * self.plan.workload.concurrency
 
     def _asked(self, mind: Mind, now: float, running: int = 0) -> int:
         """As many as the plan says, or the double, fourfold ... of it where so many have come of late."""
         count, most = self.plan.workload.concurrency, max(mind.crowd.worst(now), running)
         while count < min(most, self._most):
-            count *= 2
+            count = min(2 * count, self._most)
         return count
 
     def _served(self, mind: Mind, now: float) -> int:

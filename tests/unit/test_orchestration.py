@@ -18,7 +18,7 @@ from test_decide import PLAN, chain
 
 from edgesplit.inventory import Inventory
 from edgesplit.orchestrator.decide import Decision
-from edgesplit.orchestrator.think import MOST, Thinker
+from edgesplit.orchestrator.think import Thinker
 from edgesplit.plan import Pin, WatchPolicy
 from edgesplit.profiling.capacity import MEMORY, Heard
 from edgesplit.revision.cost import evaluate, violations
@@ -350,7 +350,7 @@ def test_a_crowd_is_served_more_at_a_time_as_far_as_memory_goes() -> None:
     assert [made.at_once for _, made in world.moves] == [4]
     assert "3 ask at a time, and 1 are served" in world.moves[0][1].because
     world.ask(200)
-    assert [(made.action, made.at_once) for _, made in world.moves[1:]] == [("widen", MOST)]
+    assert [(made.action, made.at_once) for _, made in world.moves[1:]] == [("widen", POLICY.widen)]
     count = len(world.ask(0, MEMORY + 60).moves)
     assert count == 2  # nothing moves because fewer ask ...
     world.change("pace", next(name for name in world.running.hosts if name != "desk"), 15.0)
@@ -369,7 +369,7 @@ def test_who_waits_when_a_host_is_lost_is_served_together() -> None:
     world.change("alive", "shelf", 0)
     world.ask(6, 6)
     ((_, made),) = world.moves
-    assert made.at_once == MOST
+    assert made.at_once == POLICY.widen
     assert "shelf is lost" in made.because
 
 
