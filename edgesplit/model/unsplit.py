@@ -25,6 +25,7 @@ from edgesplit.model.shards import Cut
 from edgesplit.model.upstream import quiet
 from edgesplit.runner.arithmetic import quicken
 from edgesplit.runner.sampling import Sampler, defaults, stop_tokens
+from edgesplit.runner.scheduler import even_piece
 from edgesplit.runner.stage import DTYPES, Stage, StageError
 
 
@@ -64,8 +65,8 @@ def whole(
             return
         if computing is not None:
             stack.enter_context(_threads(computing.threads))
-        piece = computing.piece if computing is not None and checkpoint.chain.chunked else None
-        yield partial(_stepped, stack.enter_context(_quantised(checkpoint, made())), piece)
+        most = computing.piece if computing is not None and checkpoint.chain.chunked else None
+        yield partial(_stepped, stack.enter_context(_quantised(checkpoint, made())), most)
 
 
 def _generated(model: Any, prompt: Sequence[int], count: int, past_end: bool) -> list[int]:
@@ -76,7 +77,7 @@ def _generated(model: Any, prompt: Sequence[int], count: int, past_end: bool) ->
     return [int(token) for token in found[0, len(prompt) :]]
 
 
-def _stepped(stage: Stage, piece: int | None, prompt: Sequence[int], count: int, past_end: bool) -> list[int]:
+def _stepped(stage: Stage, most: int | None, prompt: Sequence[int], count: int, past_end: bool) -> list[int]:
     """As `generate`, which cuts a prompt at other places."""
     config = stage.model.generation_config
     ends = frozenset() if past_end else stop_tokens(config)
@@ -84,8 +85,10 @@ def _stepped(stage: Stage, piece: int | None, prompt: Sequence[int], count: int,
     answer: list[int] = []
     coming = torch.tensor([[*prompt]])
     while len(answer) < count and ends.isdisjoint(answer[-1:]):
-        for part in coming.split(piece or coming.shape[1], dim=1):
-            logits = stage.forward(sequence, part)
+        *pieces, last = coming.split(even_piece(coming.shape[1], most or coming.shape[1]), dim=1)
+        for part in pieces:
+            stage.forward(sequence, part, wanted=False)
+        logits = stage.forward(sequence, last)
         answer.append(sampler.pick(logits[0, -1], [*prompt, *answer]))
         coming = torch.tensor([answer[-1:]])
     return answer

@@ -24,11 +24,12 @@ from .catchup import CatchUp
 from .hidden import Prompt
 from .ring import RECENT, Ring, median
 from .sampling import Sampler, Sampling, Scored, scored
-from .scheduler import Groups, Turn, Work, depth
+from .scheduler import Groups, Turn, Work, beyond, depth
 from .state import State
 from .wire import Lap
 from .worker import Worker
 
+TAIL = 1000  # turns remembered for what a hop takes at worst
 WAITING = 64  # requests that may queue; the next is told to come back later
 log = logging.getLogger("runner")
 
@@ -282,16 +283,20 @@ class Laps:
     def __init__(self, hosts: tuple[str, ...]) -> None:
         self._hosts = hosts
         self._recent: deque[tuple[float, tuple[Lap, ...]]] = deque(maxlen=RECENT)
+        self._beyond: deque[float] = deque(maxlen=TAIL)
         self.depth = max(1, len(set(hosts)))
 
     def add(self, seconds: float, laps: tuple[Lap, ...]) -> None:
         """One step, from its beginning to its return."""
         self._recent.append((seconds, laps))
+        if len(laps) > 1:
+            self._beyond.append(beyond(seconds, laps))
         recent = list(self._recent)[-16:]
         self.depth = round(statistics.median(depth(laps, self._hosts, whole) for whole, laps in recent))
 
     def report(self) -> dict[str, Any] | None:
-        """Medians, in seconds; `wire` is what no stage accounts for. May be read from any thread."""
+        """Medians, in seconds; `wire` is what no stage accounts for, `hop` all but computing, per hop. May be read from
+        any thread."""
         recent = list(self._recent)
         if not recent:
             return None
@@ -306,4 +311,13 @@ class Laps:
             "whole_s": statistics.median(whole for whole, _ in recent),
             "wire_s": statistics.median(whole - sum(map(sum, laps)) / 1e6 for whole, laps in recent),
             "stages": stages,
+            "hop": spread(list(self._beyond)),
         }
+
+
+def spread(times: list[float]) -> dict[str, float] | None:
+    """Their median and what 99 of 100 stay below."""
+    if not times:
+        return None
+    ordered = sorted(times)
+    return {"median_s": statistics.median(ordered), "p99_s": ordered[-1 - len(ordered) // 100]}

@@ -13,10 +13,12 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
+from .scheduler import beyond
 from .wire import Lap
 
 # Seconds: from a hop on a loopback to a prompt on a small board.
 _FINE = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
+_HOP = (0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3, 1)
 _COARSE = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 _GAUGES = {
     "serving": "1 where a ring serves, else 0",
@@ -41,6 +43,7 @@ class Meter:
         self._life = self._histogram("request_seconds", "from the request to its end", _COARSE)
         self._turn = self._histogram("turn_seconds", "of one step around the ring", _FINE)
         self._wire = self._histogram("wire_seconds", "of one step, what no stage accounts for: links and TLS", _FINE)
+        self._hop = self._histogram("hop_seconds", "of one step, what is not computing, per hop", _HOP)
         self._stage = self._histogram("stage_seconds", "of one step at one stage", _FINE, "stage", "part")
 
     def _counter(self, name: str, words: str, *labels: str) -> Counter:
@@ -61,6 +64,8 @@ class Meter:
         """One step is back."""
         self._turn.observe(seconds)
         self._wire.observe(max(0.0, seconds - sum(map(sum, laps)) / 1e6))
+        if len(laps) > 1:
+            self._hop.observe(beyond(seconds, laps))
         for stage, lap in enumerate(laps):
             for part, micros in lap._asdict().items():
                 self._stage.labels(str(stage), part).observe(micros / 1e6)

@@ -20,7 +20,7 @@ from .cache import Sequence
 from .hidden import Hidden, Prompt
 from .link import Sender
 from .manifest import Manifest
-from .scheduler import Turn, Work
+from .scheduler import Turn, Work, even_piece
 from .stage import Stage
 from .state import Event, State, step
 from .wire import Flag, Kind, Lap, Message, Row, Tensor
@@ -163,7 +163,7 @@ class Ring:
 
     def read(self, sequence: int, tokens: list[int], begin: int = 0, size: int | None = None) -> None:
         """Send tokens of a sequence, from place `begin` on, around the ring in pieces; the last asks for a sample."""
-        size = size or self.chunk
+        size = size or even_piece(len(tokens) - begin, self.chunk)
         starts = range(begin, len(tokens), size)
         self._worker.add(
             *(
@@ -280,9 +280,8 @@ def _work(message: Message) -> Work[Any]:
 
 
 def _lap(work: Work[Any], begin: float, start: float, end: float) -> Lap:
-    """Of a forward from `start` to `end`, whose work was begun at `begin`; what follows until now is handling."""
-    now = time.perf_counter()
-    parts = (begin - work.since, end - start, start - begin + now - end)
+    """Of a forward from `start` to `end`, whose work was begun at `begin`; until now its result was packed."""
+    parts = (begin - work.since, start - begin, end - start, time.perf_counter() - end)
     return Lap(*(min(max(0, round(part * 1e6)), 2**32 - 1) for part in parts))
 
 

@@ -143,13 +143,24 @@ class Groups:
         return begun
 
 
+def even_piece(tokens: int, most: int) -> int:
+    """The length of pieces of at most `most` tokens, as few as possible and as equal: the longest one is waited for at
+    every stage."""
+    return math.ceil(tokens / math.ceil(tokens / most)) if tokens else most
+
+
+def beyond(whole: float, laps: tuple[Lap, ...]) -> float:
+    """Seconds per hop of a turn of `whole` seconds in which nobody computed for it."""
+    return (whole - sum(lap.computed for lap in laps) / 1e6) / (len(laps) - 1)
+
+
 def depth(laps: Iterable[Lap], hosts: Iterable[str], whole: float) -> int:
     """How many groups the ring can work on at once: the time of one turn around it without waiting, over the time its
     busiest host works on it. `whole`: of the turn, in seconds; `hosts`: of the stages, in the order of `laps`."""
     busy: dict[str, int] = {}
     waited = 0
     for lap, host in zip(laps, hosts, strict=True):
-        busy[host] = busy.get(host, 0) + lap.computed + lap.handled
+        busy[host] = busy.get(host, 0) + sum(lap) - lap.queued
         waited += lap.queued
     most = max(busy.values(), default=0)
     return max(1, round((whole * 1e6 - waited) / most)) if most else len(busy) or 1

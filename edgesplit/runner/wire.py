@@ -1,9 +1,9 @@
 """Framing and messages between runners: bytes in, messages out.
 
-    frame = magic "ESW3" | kind u8 | flags u8 | stage u16 | epoch u32 | length u32 | body
+    frame = magic "ESW4" | kind u8 | flags u8 | stage u16 | epoch u32 | length u32 | body
 
 All numbers are big-endian. The body of WORK and DROP begins with rows: count of rows u16, count of laps u16, then per
-row sequence u64 and position u32, then per lap three u32. In WORK tensors follow: count u8, then per tensor dtype u8,
+row sequence u64 and position u32, then per lap four u32. In WORK tensors follow: count u8, then per tensor dtype u8,
 rank u8, length of its name u8, rank x u32, the name, and then the raw bytes of each in turn; dtype 0 is an absent
 tensor. Tensors with a name follow those without. The body of HELLO, WELCOME, BEAT and FAULT is a JSON object; BYE has
 none. The bytes of each tensor begin at a multiple of 16 of the body (zeros in between), so that they can be computed on
@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-MAGIC = b"ESW3"
+MAGIC = b"ESW4"
 HEADER = struct.Struct("!4sBBHII")
 _COUNTS = struct.Struct("!HH")
 _ROW = struct.Struct("!QI")
-_LAP = struct.Struct("!III")
+_LAP = struct.Struct("!IIII")
 MAX_ROWS = 256  # sequences of one forward
 MAX_LAPS = 1024  # stages of a ring
 MAX_TEXT = 64 * 2**10  # bytes of a JSON body
@@ -68,12 +68,13 @@ class Row(NamedTuple):
 
 
 class Lap(NamedTuple):
-    """Where the time of a frame went at one stage, in microseconds: waiting for its turn, computing, and from bytes to
-    tensors and back."""
+    """Where the time of a frame went at one stage, in microseconds: waiting for its turn, from bytes to tensors,
+    computing, and back to bytes."""
 
     queued: int
+    unpacked: int
     computed: int
-    handled: int
+    packed: int
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """`make bench-serve_fleet`: the ring on hosts with half a core each and links of their own. Needs root.
 
 Three stages of equal work in a lab, so that all of them compute at the same time on a machine of two cores. Compared
-with the sum of compute, delays and bytes over bandwidth, and with itself: one stream, and a prompt in one piece on one
-of the hosts. `SHAPE` as for `make bench-serve`, of which this is the second part.
+with the sum of compute, delays and bytes over bandwidth, and with itself: one stream, and a prompt in one piece, over
+the same stages and on one of the hosts. `SHAPE` as for `make bench-serve`, of which this is the second part.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -36,6 +37,7 @@ from edgesplit.model.checkpoint import open_checkpoint
 from edgesplit.model.shards import cut
 from edgesplit.plan import Api, ModelPlan, ModelSource, Workload
 from edgesplit.profiling.probes import message_sizes
+from edgesplit.runner.wire import Lap
 
 NAMES = ("desk", "shelf", "attic")
 CORES = 0.5
@@ -75,14 +77,31 @@ def measure(model: Path, folder: Path) -> Iterator[Row]:
                 ring.push(*thirds)  # a new epoch: the entry's medians begin anew
                 yield from one_stream(ring, delay)
             yield from many_streams(lab, ring)
-            split = [first_token(ring, ids(LONG, salt)) for salt in range(ROUNDS)]
-        with served(lab, model, folder, prefill_chunk=LONG) as alone:
-            alone.push(*("desk" for _ in thirds))
-            whole = [first_token(alone, ids(LONG, salt)) for salt in range(ROUNDS)]
-        times = statistics.median(split), "ms", statistics.median(whole)
-        yield row(f"prompt of {LONG}, first token", *times, "in one piece on one host", 0.5)
+            by_decode = long_prompt(ring)
+            ring.push(*layered(len(thirds) - 2))
+            pieces = long_prompt(ring)
+        with served(lab, model, folder, prefill_chunk=LONG) as unchunked:
+            unchunked.push(*layered(len(thirds) - 2))
+            at_once = long_prompt(unchunked)
+            unchunked.push(*("desk" for _ in thirds))
+            alone = long_prompt(unchunked)
+        what = f"prompt of {LONG}, first token, in pieces of {CHUNK}"
+        yield row(what, pieces, "ms", at_once, "at once over the same stages, of equal layers", 0.5)
+        yield row(what, pieces, "ms", alone, "at once on one host")
+        yield row("  with stages of equal decode steps instead", by_decode, "ms", alone, "at once on one host")
     finally:
         lab.down()
+
+
+def layered(layers: int) -> tuple[str, ...]:
+    """Three stages of equal layers, and the head, which a prompt needs once, where its embedding is."""
+    each = [layers // 3 + (place < layers % 3) for place in range(3)]
+    first, *others = ((name,) * count for name, count in zip(NAMES, each, strict=True))
+    return ("desk", *first, *itertools.chain(*others), "desk")
+
+
+def long_prompt(ring: Deployment) -> float:
+    return statistics.median(first_token(ring, ids(LONG, salt)) for salt in range(ROUNDS))
 
 
 @contextlib.contextmanager
@@ -134,7 +153,7 @@ def one_stream(ring: Deployment, delay: int) -> Iterator[Row]:
     hops = len(turns[0]["stages"]) - 1
     middle = {
         name: statistics.median(sum(stage[f"{name}_s"] for stage in each["stages"]) for each in turns) * 1e3
-        for name in ("queued", "computed", "handled")
+        for name in Lap._fields
     }
     wire = statistics.median(each["wire_s"] for each in turns) * 1e3
     sent = message_sizes(ring.plan, ring.cargo.checkpoint.chain)[0] * hops / RATE * 1e3
@@ -147,7 +166,9 @@ def one_stream(ring: Deployment, delay: int) -> Iterator[Row]:
     yield row("  bytes over bandwidth", sent, "ms")
     yield row("  links beyond these, per hop", (wire - ways - sent) / hops, "ms")
     yield row("  sampling and API", token - sum(middle.values()) - wire, "ms")
-    yield row("  beyond compute and wire, per hop", (token - floor) / hops, "ms", limit=0.5)
+    hop, way = turns[-1]["hop"], (ways + sent) / hops
+    yield row("  beyond compute and wire, per hop, median", hop["median_s"] * 1e3 - way, "ms", limit=0.5)
+    yield row("  beyond compute and wire, per hop, 99 of 100", hop["p99_s"] * 1e3 - way, "ms", limit=1)
 
 
 def many_streams(lab: Lab, ring: Deployment) -> Iterator[Row]:

@@ -24,8 +24,10 @@ from transformers import AutoModelForCausalLM
 
 from edgesplit.runner import api as api_module
 from edgesplit.runner import entry
+from edgesplit.runner.metrics import Meter
 from edgesplit.runner.sampling import Sampler
 from edgesplit.runner.stage import Stage
+from edgesplit.runner.wire import Lap
 
 PROMPT = [40, 7, 99, 140, 23]
 COUNT = 12
@@ -253,7 +255,16 @@ def test_metrics(client: Client) -> None:
     assert gained["edgesplit_time_to_first_token_seconds_count[]"] == 1
     assert gained["edgesplit_time_per_token_seconds_count[]"] == COUNT - 1
     assert gained["edgesplit_stage_seconds_count['0', 'computed']"] == COUNT - 1
+    assert gained["edgesplit_hop_seconds_count[]"] == 0  # a ring of one host
     assert before["edgesplit_serving[]"] == before["edgesplit_epoch[]"] == 1
+
+
+def test_what_hops_take_beyond_computing_is_counted_by_size() -> None:
+    meter = Meter(dict)
+    meter.turned(0.1008, (Lap(100, 10, 50_000, 10), Lap(100, 10, 50_000, 10), Lap(50, 10, 0, 10)))
+    told = meter.text().decode()
+    assert 'edgesplit_hop_seconds_bucket{le="0.0003"} 0.0' in told
+    assert 'edgesplit_hop_seconds_bucket{le="0.0005"} 1.0' in told
 
 
 def test_a_seed_repeats(client: Client) -> None:

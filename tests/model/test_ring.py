@@ -161,6 +161,7 @@ def test_sequences_of_all_lengths_share_their_steps(rig: Rig, monkeypatch: pytes
     turn = rig.entry.report()["turn"]
     parts = sum(sum(stage.values()) for stage in turn["stages"]) + turn["wire_s"]
     assert len(turn["stages"]) == 3
+    assert 0 < turn["hop"]["median_s"] <= turn["hop"]["p99_s"] < 1
     assert 0.5 < parts / turn["whole_s"] < 2  # medians of parts need not add up to the median of their sum
 
 

@@ -115,7 +115,7 @@ BESIDE = [
 ]  # each imports earlier ones
 RUNNER_VALUES = {  # what the controller may import of the runner
     *("apikeys", "manifest", "wire", "state", "families", "generation", "owncode", "sampling", "sealing", "tokens"),
-    *("anatomy", "hollow", "hidden", "stage", "cache", "precision", "quantised", "kernels", "arithmetic"),
+    *("anatomy", "hollow", "hidden", "stage", "cache", "precision", "quantised", "kernels", "arithmetic", "scheduler"),
 }
 RUNNER_PACKAGES = {"cryptography", "prometheus_client", "safetensors", "starlette", "torch", "transformers", "uvicorn"}
 OPTIONAL = {"PIL"}  # the entry of a model that takes images, and then only

@@ -81,7 +81,7 @@ def frames() -> tuple[Target, list[bytes]]:
         return told + "more"
 
     half = Tensor("float16", (2, 3), bytes(12))
-    work = Message(Kind.WORK, 3, 1, (Row(7, 5), Row(8, 1)), 5, (half, None), None, {"mask": half}, (Lap(1, 2, 3),))
+    work = Message(Kind.WORK, 3, 1, (Row(7, 5), Row(8, 1)), 5, (half, None), None, {"mask": half}, (Lap(1, 2, 3, 4),))
     plain = [Message(Kind.BEAT, 3, text={"done": 1}), Message(Kind.DROP, 3, rows=(Row(1, 0),)), Message(Kind.BYE, 3)]
     hello = Message(Kind.HELLO, 3, text={"deployment": "tiny", "source": "desk", "target": "shelf"})
     return read, [b"".join(encode(message)) for message in (work, hello, *plain)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesplit.runner.scheduler import Groups, Scheduler, Turn, Work, depth
+from edgesplit.runner.scheduler import Groups, Scheduler, Turn, Work, beyond, depth, even_piece
 from edgesplit.runner.wire import Lap
 
 Piece = Work[int]
@@ -190,11 +191,24 @@ def test_groups_are_as_many_as_the_ring_works_on_and_stay_together() -> None:
 
 def test_the_depth_of_a_ring_is_one_turn_over_the_busiest_hosts_share() -> None:
     def laps(*computed: int) -> list[Lap]:
-        return [Lap(500, each - 10, 10) for each in computed]
+        return [Lap(500, 4, each - 10, 6) for each in computed]
 
     equal = laps(10_000, 10_000, 10_000)
     assert depth(equal, ["a", "b", "c"], 0.0315) == 3  # of which 1.5 ms were spent waiting
     assert depth(equal, ["a", "b", "a"], 0.0315) == 2  # a is busy for 20 of 30 ms
     assert depth(equal, ["a", "b", "c"], 0.1115) == 11  # 80 ms on the way
     assert depth(laps(10_000), ["a"], 0.0105) == 1
-    assert depth([Lap(0, 0, 0)] * 2, ["a", "b"], 0.1) == 2
+    assert depth([Lap(0, 0, 0, 0)] * 2, ["a", "b"], 0.1) == 2
+
+
+@given(st.integers(1, 2000), st.integers(1, 300))
+def test_pieces_are_few_and_equal(tokens: int, most: int) -> None:
+    length = even_piece(tokens, most)
+    pieces = [min(length, tokens - start) for start in range(0, tokens, length)]
+    assert max(pieces) <= most
+    assert len(pieces) == -(-tokens // most)
+    assert max(pieces) == -(-tokens // len(pieces))
+
+
+def test_what_a_hop_takes_beyond_computing() -> None:
+    assert beyond(0.1, (Lap(500, 4, 40_000, 6), Lap(0, 0, 50_000, 0), Lap(0, 0, 0, 0))) == pytest.approx(0.005)

@@ -87,7 +87,7 @@ numbers = {
 }
 word = st.integers(0, 2**32 - 1)
 rows = st.lists(st.builds(Row, st.integers(0, 2**64 - 1), word), min_size=1, max_size=5).map(tuple)
-laps = st.lists(st.builds(Lap, word, word, word), max_size=3).map(tuple)
+laps = st.lists(st.builds(Lap, word, word, word, word), max_size=3).map(tuple)
 names = st.from_regex(r"[0-9A-Za-z_./-]{1,80}", fullmatch=True)
 work = st.builds(
     Message,
@@ -147,7 +147,7 @@ def frame(kind: int = Kind.WORK, body: bytes = b"", length: int | None = None, m
 
 
 def body(tensors: bytes = b"", rows: int = 1, laps: int = 0) -> bytes:
-    return struct.pack("!HH", rows, laps) + bytes(12 * (rows + laps)) + tensors
+    return struct.pack("!HH", rows, laps) + bytes(12 * rows + 16 * laps) + tensors
 
 
 def header(code: int, *shape: int, name: bytes = b"") -> bytes:
@@ -170,7 +170,7 @@ ALIGNED += bytes(-len(ALIGNED) % ALIGN)
         (frame(Kind.DROP, body(rows=0)), "of 0 rows"),
         (frame(Kind.DROP, body(rows=MAX_ROWS + 1)), f"of {MAX_ROWS + 1} rows"),
         (frame(Kind.DROP, body(rows=2)[:-1]), "of 2 rows and 0 laps in 27 bytes"),
-        (frame(Kind.DROP, body(laps=1)[:-1]), "of 1 rows and 1 laps in 27 bytes"),
+        (frame(Kind.DROP, body(laps=1)[:-1]), "of 1 rows and 1 laps in 31 bytes"),
         (frame(body=b""), "without rows"),
         (frame(Kind.BYE, b"x"), "at most 0"),
         (frame(Kind.BEAT, b""), "not JSON"),
