@@ -321,6 +321,7 @@ def test_commands_that_are_not_the_controllers_newest_are_refused_and_logged(rin
 
 def test_an_older_epoch_is_not_prepared_again(ring: Ring) -> None:
     """All that belongs to it, and a fresh signature of the true key."""
+    ring.rotate()
     said = next(json.loads(said) for host, said in ring.commands if host == "shelf" and b"manifest" in said)
     old = json.loads(said["payload"])
     beside = {"keys": said["keys"], "identity": said["identity"]}
