@@ -291,11 +291,14 @@ class Listener(threading.Thread):
             self._greeting[self._called] = sock
             return self._called
 
-    def _heard(self, number: int, sock: socket.socket | None = None) -> None:
-        """The caller is greeted, one way or another; or `sock` stands for him from now on."""
+    def _replace(self, number: int, sock: socket.socket) -> None:
+        """`sock` stands for the caller from now on. Raises LinkError where he was to be hung up on meanwhile."""
         with self._lock:
-            if self._greeting.pop(number, None) is not None and sock is not None:
+            if number in self._greeting:
                 self._greeting[number] = sock
+                return
+        sock.close()
+        raise LinkError("hung up on")
 
     def close(self) -> None:
         self._closed.set()
@@ -309,7 +312,8 @@ class Listener(threading.Thread):
         except OSError:
             return  # gone before the first byte
         finally:
-            self._heard(number)
+            with self._lock:
+                self._greeting.pop(number, None)
         if link is not None:
             receive(*link)
 
@@ -317,7 +321,7 @@ class Listener(threading.Thread):
         with raw:  # empty once TLS has taken it over
             tune(raw)
             sock = self.context.wrap_socket(raw, server_side=True, do_handshake_on_connect=False)
-        self._heard(number, sock)
+        self._replace(number, sock)
         try:
             return sock, *self._welcome(sock)
         except (OSError, WireError) as error:
