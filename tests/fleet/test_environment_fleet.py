@@ -123,7 +123,8 @@ def test_one_whose_python_went_is_made_anew_and_one_of_no_more_use_goes(spec: Ho
     dead, idle, busy = Path(spec.environment or ""), here / "idle", here / "busy"
     for folder in (dead, idle, busy):
         venv.create(folder)
-        os.utime(folder, (long_ago, long_ago))
+        for used in (folder / "pyvenv.cfg", folder):
+            os.utime(used, (long_ago, long_ago))
     (dead / "bin" / "python").unlink()
     (dead / "bin" / "python").symlink_to("/nowhere/python3")
     with subprocess.Popen([busy / "bin" / "python", "-c", "input()"], stdin=subprocess.PIPE) as running:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,24 @@ from conftest import LOCALHOST
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from deployments import Deployment, Quiet, deployment
 from links import eventually
+from profiles import fleet
 
 from edgesplit.broadcast import authority
 from edgesplit.broadcast import push as push_module
 from edgesplit.broadcast import words as words_module
 from edgesplit.broadcast.authority import HostKeys, Secrets, command_key, issue, shard_key, validity
+from edgesplit.broadcast.cargo import split_of
 from edgesplit.broadcast.note import Errand, now
 from edgesplit.broadcast.push import push
 from edgesplit.broadcast.recall import repeat
-from edgesplit.broadcast.remote import ask, status
+from edgesplit.broadcast.remote import ask, manifest, status
 from edgesplit.broadcast.scene import look
 from edgesplit.broadcast.signing import Signer
 from edgesplit.errors import DeployError, HostError
 from edgesplit.hosts.commands import Command
 from edgesplit.hosts.host import Host, LocalHost
+from edgesplit.orchestrator.event import Event
+from edgesplit.orchestrator.watch import Watch
 from edgesplit.runner.identity import Identity, identity_of
 from edgesplit.runner.wire import HEADER, MAGIC, Kind, Message, Row, Tensor, encode
 
@@ -405,3 +409,21 @@ def test_every_step_is_in_the_audit_log(ring: Ring) -> None:
     assert len(first) == len(kinds), first
     assert all(re.match(kind, line) for kind, line in zip(kinds, first, strict=True)), first
     assert any("given up, this host is put back" in line for line in trail)
+
+
+def test_a_watch_rotates_keys_that_are_old(ring: Ring) -> None:
+    made = ring.made
+    made.push(*START)
+    before = ring.epoch
+    policy = made.plan.watch.model_copy(update={"rotate": 0.5, "min_gain": 1.0, "standby": 0.0})
+    cargo = replace(made.cargo, plan=made.plan.model_copy(update={"watch": policy}))
+    running = split_of(manifest(made.hosts["desk"], made.cargo.folder("desk")))
+    with Watch(cargo, fleet(), made.hosts, running, Quiet(), claim=False) as watch:
+        deadline, events = time.monotonic() + 30, list[Event]()
+        while time.monotonic() < deadline and not (events and events[-1].event == "moved"):
+            events.extend(event for event in watch.round() if event.event != "reading")
+    assert [event.event for event in events[-2:]] == ["move", "moved"]
+    assert "rotate: the ring's keys are" in events[-2].text
+    assert watch.running.same_stages(running)
+    assert ring.epoch == before + 1
+    assert ring.serves()
