@@ -426,7 +426,7 @@ def test_forwarding_that_sshd_forbids(sshd: SshdFactory, web: int) -> None:
 def test_a_broken_connection_is_told_and_then_made_anew(sshd: SshdFactory) -> None:
     with closing(SshHost("pi", sshd().target())) as host:
         with pytest.raises(Unreachable, match="the connection broke while the command ran"):
-            host.run(sh("kill -9 $PPID; sleep 1"))
+            host.run(sh("sleep 0.2; kill -9 $PPID; sleep 1"))  # so late that the command is known to have begun
         assert host.run(sh("echo alive")) == "alive\n"
         with pytest.raises(Unreachable):
             host.run(sh("kill -9 $PPID; sleep 1"), (BODY for _ in range(20)))
