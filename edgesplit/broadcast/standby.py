@@ -75,7 +75,7 @@ class Supply:
                 return cargo.blocks_in(presence.objects)
             raise
         try:
-            host.run(commands.audit(folder, signature(f"standby: {len(missing)} objects, {size} bytes")))
+            host.run(commands.audit(folder, signature(f"standby: {len(missing)} objects, {format_size(size)}")))
             ensure(host, spec, lambda _: None)
             introduce(host, folder, secrets, running=state is not None)
             things = [cargo.things[path] for path in missing]

@@ -41,14 +41,15 @@ def start(cargo: Cargo, host: Host, wait: Callable[[], None] = lambda: None) -> 
 def _come_up(cargo: Cargo, host: Host, wait: Callable[[], None]) -> dict[str, Any]:
     """Raises NotServing at once where nothing comes up."""
     spec, folder = cargo.inventory.hosts[host.name], cargo.folder(host.name)
-    for left in range(START_SECONDS - LOOK, -1, -LOOK):
+    left = START_SECONDS
+    while True:
         try:
             return status(host, spec, folder, cargo.archive.name, wait=LOOK)
         except NotServing as error:
-            if not error.coming or not left:
+            left -= LOOK
+            if not error.coming or left <= 0:
                 raise
         wait()
-    raise AssertionError("unreachable")
 
 
 def _launch(cargo: Cargo, host: Host, arguments: Sequence[str]) -> None:

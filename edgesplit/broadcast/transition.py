@@ -16,6 +16,7 @@ from typing import Protocol
 
 from edgesplit.model.blocks import name_blocks
 from edgesplit.split import Split
+from edgesplit.units import format_size
 
 
 class Phase(str, Enum):
@@ -155,8 +156,8 @@ def _ship(host: str, epoch: int, presence: Presence, need: Need, givers: Mapping
         paths = tuple(path for path in missing if givers.get(path) == peer)
         gifts.append(Gift(peer, paths, sum(missing[path] for path in paths)))
     keys = "" if presence.keys else " and the controller's key"
-    more = "".join(f"; {gift.peer} gives it {len(gift.objects)}, {gift.size} bytes" for gift in gifts)
-    detail = f"send {len(ours)} of {len(need.objects)} objects, {size} bytes{keys}{more}"
+    more = "".join(f"; {gift.peer} gives it {len(gift.objects)}, {format_size(gift.size)}" for gift in gifts)
+    detail = f"send {len(ours)} of {len(need.objects)} objects, {format_size(size)}{keys}{more}"
     return Step(Phase.SHIP, host, epoch, tuple(ours), size, detail, tuple(gifts))
 
 

@@ -14,11 +14,9 @@ from pathlib import Path
 from edgesplit.evaluation import reference
 from edgesplit.evaluation.demand import prompts
 from edgesplit.evaluation.perform import Played, Repetition
-from edgesplit.evaluation.record import Answer, Mode, Run
+from edgesplit.evaluation.record import MODES, Answer, Mode, Run
 from edgesplit.evaluation.scenario import Stage
 from edgesplit.values import digest
-
-MODES: tuple[Mode, Mode] = ("static", "adaptive")
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pydantic import Field
 from edgesplit.values import Value
 
 Mode = Literal["static", "adaptive"]
+MODES: tuple[Mode, Mode] = ("static", "adaptive")
 
 
 class Answer(Value):

@@ -10,12 +10,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from edgesplit.evaluation.metrics import Figures
-from edgesplit.evaluation.record import Mode, Run
+from edgesplit.evaluation.record import MODES, Mode, Run
 from edgesplit.evaluation.scenario import Stage
 from edgesplit.units import format_size, format_time
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-MODES: tuple[Mode, Mode] = ("static", "adaptive")
 Found = Mapping[Mode, Sequence[Figures]]
 
 

@@ -171,7 +171,6 @@ class Stage(Value):
     lab: labs.Scenario
     plan: ModelPlan
     plan_file: str
-    lab_file: str
 
     @property
     def folder(self) -> Path:
@@ -184,14 +183,13 @@ def load_stage(path: Path) -> Stage:
         scenario = load(path, Scenario)
     except InputError as error:
         raise InputError(error.message, HINT if "example.yaml" in error.hint else error.hint) from error
-    lab_file, plan_file = path.parent / scenario.lab, path.parent / scenario.plan
+    plan_file = path.parent / scenario.plan
     stage = Stage(
         name=path.stem,
         scenario=scenario,
-        lab=labs.load_scenario(lab_file),
+        lab=labs.load_scenario(path.parent / scenario.lab),
         plan=load_plan(plan_file),
         plan_file=str(plan_file),
-        lab_file=str(lab_file),
     )
     if wrong := list(mistakes(stage)):
         raise InputError("\n".join(f"{path}: {each}" for each in wrong), HINT)

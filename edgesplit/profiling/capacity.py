@@ -26,9 +26,7 @@ MIN_STEPS = 4  # decode steps between two readings before their mean time counts
 LONG = 0.05  # ... or so many seconds spent in them: what takes so long is no matter of a busy moment
 FLOOR = 0.05  # share of its cores that a host keeps for us under any load; bounds the slowdown
 MEMORY = 600.0  # seconds that the worst is remembered: nothing that comes and goes more often is moved to twice ...
-LATELY = (
-    30.0  # ... unless what serves is in trouble and nothing else is left; then what has been well for so long will do
-)
+LATELY = 30.0  # ... unless what serves is in trouble and nothing else is left: then who has been well so long will do
 APART = 1.25  # factor between two values that are not the same; profiles repeat within 10 %
 APART_SECONDS = 0.5e-3  # and for round trips: what a busy kernel adds
 ALIKE = 1.05  # factor within which two remembered levels are one

@@ -102,14 +102,14 @@ def optimise(
 
 def _free(problem: Problem, segments: list[Segment], aim: Aim) -> Optimum | None:
     """With boundaries where they are best, by what suits the fleet and the layers."""
-    few, hosts = _fewest(segments), len(problem.hosts)
-    few = few <= FEWEST and few * SPARE <= hosts and hosts**2 * len(problem.blocks) <= TABLE
+    fewest, hosts = _fewest(segments), len(problem.hosts)
+    few = fewest <= FEWEST and fewest * SPARE <= hosts and hosts**2 * len(problem.blocks) <= TABLE
     if len(segments) > SEVERAL:
-        return _of_unlike_layers(problem, segments, aim, routes=few or len(problem.hosts) <= SMALL)
+        return _of_unlike_layers(problem, segments, aim, routes=few or hosts <= SMALL)
     if few and hosts > SMALL:
         return _routed(problem, segments, aim) or _by_program(problem, segments, aim)
     found = _by_program(problem, segments, aim)
-    if found is None or found.proven(aim, NEARLY) or len(problem.hosts) > SMALL or not _one_run(problem, segments):
+    if found is None or found.proven(aim, NEARLY) or hosts > SMALL or not _one_run(problem, segments):
         return found
     return _better(found, _routed(problem, segments, replace(aim, known=min(aim.known, found.objective))))
 

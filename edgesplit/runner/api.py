@@ -277,7 +277,7 @@ async def _body(http: HttpRequest, *, images: bool = False) -> dict[str, Any]:
         body = json.loads(data)
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise BadRequest("half a surrogate pair is no text", None) from None
+        raise BadRequest("the text has half a surrogate pair, which is no character: leave it out", None) from None
     except (ValueError, RecursionError):
         raise BadRequest("the body is not JSON", None) from None
     if not isinstance(body, dict):

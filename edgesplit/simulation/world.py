@@ -88,10 +88,6 @@ class World:
     def link(self, a: str, b: str) -> LinkProfile:
         return self.nature.link(a, b, self.profile.links[a][b])
 
-    def memory(self, name: str) -> int:
-        """Bytes that this deployment may take of it."""
-        return self.free(name)
-
     def fleet(self, among: Collection[str] = ()) -> Fleet:
         """As it is: these hosts of it, or all."""
         names = among or self.names
@@ -99,7 +95,7 @@ class World:
         return self.profile.model_copy(
             update={
                 "hosts": {
-                    name: self.profile.hosts[name].model_copy(update={"memory_available": self.memory(name)})
+                    name: self.profile.hosts[name].model_copy(update={"memory_available": self.free(name)})
                     for name in names
                 },
                 "links": {a: {b: self.link(a, b) for b in names if b != a and b in rows[a]} for a in names},

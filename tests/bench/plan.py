@@ -15,9 +15,10 @@ from typing import Any
 from instances import Shape, instance
 from rich.console import Console
 from rich.table import Table
+from rules import by_compute, by_memory, edgeshard, even
 
 from edgesplit.errors import EdgesplitError, InfeasibleError
-from edgesplit.revision.baseline import by_compute, by_memory, edgeshard, even, greedy
+from edgesplit.revision.baseline import greedy
 from edgesplit.revision.cost import evaluate
 from edgesplit.revision.problem import Problem
 from edgesplit.revision.solver import solve

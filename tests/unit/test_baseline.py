@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rules import by_compute, by_memory, edgeshard, even
 from test_cost import chain_of, host_of, mesh, posed
 
-from edgesplit.revision.baseline import by_compute, by_memory, edgeshard, even
 from edgesplit.split import Split
 
 SIX = chain_of([2] * 6, embedding=1, head=1)

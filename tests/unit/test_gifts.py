@@ -167,8 +167,7 @@ def test_gifts_are_told_and_forecast() -> None:
     target = split_from_placement(("attic",)).at(1)
     (ship,) = [step for step in transition(None, target, presences, NEEDS, givers) if step.phase is Phase.SHIP]
     assert str(ship) == (
-        f"ship     attic: send 3 of 4 objects, {50 * MIB + 20} bytes and the controller's key; "
-        f"desk gives it 1, {100 * MIB} bytes"
+        "ship     attic: send 3 of 4 objects, 50 MiB and the controller's key; desk gives it 1, 100 MiB"
     )
     hosts = Inventory(hosts={"attic": HostSpec(connection="local")})
     assert shipping([ship], seen, hosts) == {"attic": pytest.approx((50 * MIB + 20) / 1e6 + 100 * MIB / 100e6)}

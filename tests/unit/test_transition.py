@@ -51,8 +51,8 @@ def test_deploying_is_reconfiguring_from_nothing() -> None:
     assert [str(step) for step in steps] == [
         "lock     desk: take the lock",
         "lock     shelf: take the lock",
-        "ship     desk: send 2 of 2 objects, 110 bytes and the controller's key",
-        "ship     shelf: send 2 of 2 objects, 210 bytes and the controller's key",
+        "ship     desk: send 2 of 2 objects, 110 B and the controller's key",
+        "ship     shelf: send 2 of 2 objects, 210 B and the controller's key",
         "start    desk: start the runner",
         "start    shelf: start the runner",
         "prepare  desk: load embedding, head for epoch 1",
@@ -75,7 +75,7 @@ def test_a_host_without_packages_gets_them_first() -> None:
     steps = transition(None, split("desk", "shelf", "desk"), presences, NEEDS)
     assert [str(step) for step in steps[2:4]] == [
         "install  shelf: install torch 2.13.0 from its package index into ~/w/.python/1",
-        "ship     desk: send 2 of 2 objects, 110 bytes and the controller's key",
+        "ship     desk: send 2 of 2 objects, 110 B and the controller's key",
     ]
 
 
@@ -89,8 +89,8 @@ def test_a_move_ships_what_is_missing_and_retires_the_old_epoch_last() -> None:
     steps = transition(running, target, presences, NEEDS)
     lines = [str(step) for step in steps if step.phase not in (Phase.LOCK, Phase.UNLOCK)]
     assert lines == [
-        "ship     desk: send 0 of 2 objects, 0 bytes",
-        "ship     attic: send 2 of 2 objects, 210 bytes and the controller's key",
+        "ship     desk: send 0 of 2 objects, 0 B",
+        "ship     attic: send 2 of 2 objects, 210 B and the controller's key",
         "start    attic: start the runner",
         "prepare  desk: load embedding, head for epoch 2",
         "prepare  attic: load layers.0 for epoch 2",
