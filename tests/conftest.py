@@ -8,6 +8,7 @@ import gc
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 from edgesplit.inventory import SshTarget
 
 LOCALHOST = "127.0.0.1"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C; in the background it would be ignored
 
 
 @pytest.hookimpl(tryfirst=True)

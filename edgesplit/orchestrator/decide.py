@@ -155,7 +155,7 @@ def _gone(state: State, running: Split, policy: WatchPolicy, now: float) -> Iter
             continue
         if host.mute_for >= policy.patience and name == running.entry:
             yield Alarm(kind="lost", host=name, text=f"{name} is lost: its runner stands still")
-        elif not host.mute_for and not host.reading.runner:
+        elif host.bereft:
             yield Alarm(kind="lost", host=name, text=f"{name} is lost: its runner does not answer")
 
 

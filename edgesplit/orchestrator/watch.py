@@ -268,8 +268,10 @@ class Watch:
         return self._listening(act, way_out)
 
     def _listening(self, act: Callable[[], T], way_out: Exit) -> tuple[T | EdgesplitError, dict[str, Heard]]:
-        """What comes of an act, given up when the ring breaks; and what was heard meanwhile."""
-        running, broken = self.running, self.state.broken_at is not None
+        """What comes of an act, given up when the ring breaks; and what was heard meanwhile. Of a ring that lost a
+        runner it is no news that it breaks."""
+        running = self.running
+        broken = self.state.broken_at is not None or any(self.state.host(name).bereft for name in running.hosts)
 
         def breaks(news: Mapping[str, Heard]) -> bool:
             entry = news.get(running.entry)

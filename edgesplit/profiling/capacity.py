@@ -83,6 +83,11 @@ class HostState(Value):
         """Has nothing been heard of it for so long? It may serve all the same."""
         return self.seen is None or now - self.seen > timeout
 
+    @property
+    def bereft(self) -> bool:
+        """Does it say itself that its runner is gone?"""
+        return self.reading is not None and not self.mute_for and not self.reading.runner
+
 
 class LinkState(Value):
     """One direction. `rtt` in seconds, `cost` in seconds per byte; `cut`: the two could not meet when last tried."""

@@ -153,7 +153,7 @@ def killed(made: Deployment) -> None:
     os.kill(made.pid("shelf"), signal.SIGKILL)
 
 
-def loses_shelf_in_mid_answer(made: Deployment, harm: Callable[[Deployment], None]) -> None:
+def loses_shelf_in_mid_answer(made: Deployment, harm: Callable[[Deployment], None]) -> list[Event]:
     made.push(*START)
     undisturbed = made.complete(PROMPT, COUNT)["token_ids"]
     with watch_of(made) as watch:
@@ -165,6 +165,7 @@ def loses_shelf_in_mid_answer(made: Deployment, harm: Callable[[Deployment], Non
     assert events[-1].epoch == 2
     assert "shelf" not in watch.running.hosts
     assert watch.running.placement()[1] == "desk"
+    return events
 
 
 def test_a_frozen_host_in_mid_answer_costs_a_pause_only(tmp_path: Path) -> None:
@@ -175,7 +176,8 @@ def test_a_frozen_host_in_mid_answer_costs_a_pause_only(tmp_path: Path) -> None:
 @pytest.mark.ssh
 def test_so_does_a_dead_one_behind_ssh(tmp_path: Path, sshd: SshdFarm) -> None:
     with deployment(tmp_path, targets={name: sshd().target() for name in NAMES}) as made:
-        loses_shelf_in_mid_answer(made, killed)
+        events = loses_shelf_in_mid_answer(made, killed)
+    assert not [event.text for event in events if event.event == "failed"]  # that the ring breaks then is no news
 
 
 @pytest.mark.ssh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -242,7 +243,7 @@ def read(file: Path) -> bool:
 PARTS = st.sampled_from(["dtype", "shape", "data_offsets", "more"])
 STRANGE = st.sampled_from(
     [None, 0, -1, 1.5, True, "F16", "F12", [], [0], [1] * 70, [2**62, 4], [0, 4], {}, 2**63, 10**30, "\ud800", "\0"]
-)
+).map(copy.deepcopy)  # one list in two places would change in both
 
 
 @settings(max_examples=EXAMPLES, deadline=None, database=None)
